@@ -1,0 +1,75 @@
+# Every target sets up .venv by itself and installs again only when the pins change.
+# `make` alone lists what there is.
+
+BIN := .venv/bin
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
+	command -v $$candidate >/dev/null 2>&1 \
+	&& $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$candidate && break; done)
+WORKERS ?= 2
+PORT ?= 8000
+
+NOTEBOOKS = $(sort $(wildcard book/*.ipynb book/solutions/*.ipynb))
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env book serve test test-unit test-notebooks test-browser \
+	notebooks mutants format lint lock repository clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+env: .venv/.installed ## make .venv and install the pinned packages
+
+.venv/.installed: requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found: install it, or name it with make PYTHON=..."; exit 1; }
+	@echo "Setting up .venv with $$($(PYTHON) --version); the first time takes a few minutes."
+	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --requirement requirements.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+book: env ## build the HTML book into _build/html, warnings are errors
+	$(BIN)/jupyter-book build -n -W --keep-going .
+	@echo && echo "The book is ready: open _build/html/index.html, or run make serve."
+
+serve: book ## build the book and serve it on localhost
+	@echo "Serving the book on http://localhost:$(PORT); stop with Ctrl-C."
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+test: lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
+
+test-unit: env ## the package, its parity with Flax and Keras, the exercises, the stored notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not browser"
+
+test-notebooks: env ## execute every notebook and compare every output with what is stored
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 book
+
+test-browser: book ## the built book in a real Chromium
+	@$(BIN)/python tools/chromium.py
+	$(BIN)/python -m pytest -m browser
+
+notebooks: env ## execute the notebooks and store them in canonical form (ONLY=book/02_gates.ipynb)
+	$(BIN)/python tools/notebooks.py $(or $(ONLY),$(NOTEBOOKS))
+
+mutants: env ## break the package on purpose: the notebooks must notice every time
+	$(BIN)/python tools/mutants.py
+
+format: env ## format the Python files and the notebooks
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: env ## check style and spelling
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/codespell
+
+lock: ## pin requirements.txt anew from the ranges in pyproject.toml
+	$(PYTHON) tools/lock.py
+
+repository: env ## write the declared repository (or URL=...) into every chapter's first cell
+	$(BIN)/python tools/repository.py $(URL)
+
+clean: ## remove everything that was built or installed
+	rm -rf .venv _build dist .pytest_cache .ruff_cache .hypothesis
