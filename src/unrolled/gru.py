@@ -84,9 +84,7 @@ def initialize_gru_params(
     return params
 
 
-def gru_step(
-    params: Params, h_prev: jax.Array, x_t: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def gru_step(params: Params, h_prev: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Advance a GRU by one time step.
 
     With σ the logistic sigmoid and ⊙ the product element by element::

@@ -1,0 +1,167 @@
+"""What every checker is made of: running a reader's code safely and naming what went wrong."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class NotStarted(Exception):
+    """The reader's code still holds the `...` of the starter."""
+
+
+class Wrong(Exception):
+    """The answer is wrong; the message says what is wrong and where to look."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: its number in the book, its title, how hard it is, and who judges it.
+
+    `checker` takes the reader's answer. It returns a sentence on what the right answer has shown,
+    or raises `Wrong` or `NotStarted`.
+    """
+
+    number: str
+    title: str
+    difficulty: str
+    checker: Callable[..., str]
+
+
+DIFFICULTIES = ("easy", "medium", "hard", "open")
+EXERCISES: dict[str, Exercise] = {}
+
+
+def exercise(number: str, title: str, difficulty: str) -> Callable[[Callable], Callable]:
+    """Register the decorated checker as exercise `number`."""
+    if difficulty not in DIFFICULTIES:
+        raise ValueError(f"difficulty is {difficulty!r}; expected one of {DIFFICULTIES}.")
+    if number in EXERCISES:
+        raise ValueError(f"exercise {number} is registered twice.")
+
+    def register(checker: Callable[..., str]) -> Callable[..., str]:
+        EXERCISES[number] = Exercise(number, title, difficulty, checker)
+        return checker
+
+    return register
+
+
+def judge(exercise: Exercise, *answer: Any) -> tuple[str, str]:
+    """Return the verdict on `answer`, "right", "not yet" or "not started", and its message."""
+    try:
+        if not answer or any(_unfinished(part) for part in answer):
+            raise NotStarted
+        return "right", exercise.checker(*answer)
+    except NotStarted:
+        return "not started", "replace each `...` with your own code and run the cell again."
+    except Wrong as wrong:
+        return "not yet", str(wrong)
+
+
+def run(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call the reader's function; turn whatever goes wrong inside it into a `Wrong` that helps."""
+    if not callable(function):
+        raise Wrong(
+            f"expected a function, but got {_describe(function)}. Pass the function itself, "
+            "without calling it."
+        )
+    name = getattr(function, "__name__", "your function")
+    try:
+        result = function(*args, **kwargs)
+    except NotImplementedError:
+        raise NotStarted from None
+    except Exception as error:
+        if _touches_ellipsis(error):
+            raise NotStarted from None
+        reason = str(error).strip().splitlines() or ["no message"]
+        raise Wrong(
+            f"`{name}` stopped with {type(error).__name__}{_where(error, function)}: {reason[0]}"
+        ) from None
+    if _unfinished(result):
+        raise NotStarted
+    if result is None:
+        raise Wrong(f"`{name}` returned None. Does it end with `return`?")
+    return result
+
+
+def expect_array(
+    value: Any, shape: tuple[int, ...], name: str = "the result", hint: str = ""
+) -> np.ndarray:
+    """Return `value` as a NumPy array of `shape`, or raise `Wrong` with `hint` added."""
+    if _unfinished(value):
+        raise NotStarted
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Wrong(
+            f"{name} should be an array of shape {shape}, not {_describe(value)}."
+        ) from None
+    if array.shape != shape:
+        detail = f" {hint}" if hint else ""
+        raise Wrong(f"{name} has shape {array.shape}; expected {shape}.{detail}")
+    if not np.isfinite(array).all():
+        raise Wrong(f"{name} contains NaN or infinite values.")
+    return array
+
+
+def expect_close(
+    value: Any,
+    expected: Any,
+    *,
+    name: str = "the result",
+    mistakes: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-5,
+    otherwise: str = "",
+) -> None:
+    """Compare `value` with `expected`; a wrong value that matches a known mistake is named.
+
+    Args:
+      value: what the reader computed.
+      expected: the right value, an array.
+      name: how to speak of the value in a message.
+      mistakes: message -> the value that this mistake leads to.
+      tolerance: largest difference that still counts as equal, relative to values above one.
+      otherwise: what to add when no known mistake matches: where to look.
+    """
+    expected = np.asarray(expected, dtype=np.float64)
+    got = expect_array(value, expected.shape, name)
+    allowed = tolerance * np.maximum(1.0, np.abs(expected))
+    if (np.abs(got - expected) <= allowed).all():
+        return
+    for message, wrong in (mistakes or {}).items():
+        wrong = np.asarray(wrong, dtype=np.float64)
+        if wrong.shape == got.shape and (np.abs(got - wrong) <= allowed).all():
+            raise Wrong(message)
+    difference = np.abs(got - expected)
+    where = np.unravel_index(int(difference.argmax()), difference.shape)
+    place = f" at index {tuple(int(i) for i in where)}" if difference.ndim else ""
+    detail = f" {otherwise}" if otherwise else ""
+    raise Wrong(f"{name} is off by up to {difference.max():.2g}{place}.{detail}")
+
+
+def _unfinished(value: Any) -> bool:
+    return any(
+        leaf is Ellipsis or leaf is NotImplemented
+        for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: leaf is Ellipsis)
+    )
+
+
+def _touches_ellipsis(error: Exception) -> bool:
+    return "ellipsis" in str(error).lower()
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _where(error: Exception, function: Callable) -> str:
+    """Name the line of the reader's own code in which `error` arose, if it can be told."""
+    code = getattr(function, "__code__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code is not None]
+    own = [frame for frame in frames if frame.filename == code.co_filename]
+    return f" at line {own[-1].lineno}, `{own[-1].line}`" if own and own[-1].line else ""

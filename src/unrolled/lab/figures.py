@@ -1,0 +1,125 @@
+"""One look for every figure in the book: the same colour always means the same quantity."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+COLORS = {
+    "input": "#007958",  # green
+    "hidden": "#0072B2",  # blue: hidden states and outputs
+    "reset": "#C44E00",  # vermilion
+    "update": "#B37A00",  # ochre
+    "candidate": "#B0578D",  # purple
+    "gradient": "#5B3A99",  # violet: everything that flows backwards
+    "loss": "#333333",
+    "simple": "#6E6E6E",  # the simple (Elman) cell, wherever cells are compared
+    "gru": "#0072B2",
+    "baseline": "#A0A0A0",
+}
+"""Colours that people with colour-vision deficiencies can tell apart, by what they stand for."""
+
+SEQUENCE = ("#0072B2", "#C44E00", "#007958", "#B0578D", "#B37A00", "#5B3A99")
+"""The colours of lines that have no quantity of their own, in order."""
+
+
+def use_style() -> None:
+    """Set the book's figure style: readable at phone width, light background, no clutter.
+
+    Example:
+      >>> import matplotlib
+      >>> use_style()
+      >>> matplotlib.rcParams["axes.spines.top"]
+      False
+    """
+    mpl.rcParams.update(
+        {
+            "axes.grid": True,
+            "axes.labelsize": 12,
+            "axes.prop_cycle": mpl.cycler(color=SEQUENCE),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": 13,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 110,
+            "figure.figsize": (7.0, 3.6),
+            "font.size": 12,
+            "grid.alpha": 0.25,
+            "image.cmap": "viridis",
+            "legend.frameon": False,
+            "lines.linewidth": 2.0,
+            "savefig.dpi": 110,
+            "svg.hashsalt": "unrolled",
+        }
+    )
+
+
+def blank_axes(ax: Axes, width: float, height: float) -> Axes:
+    """Turn `ax` into a drawing board of `width` by `height` units without frame or ticks."""
+    ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def box(
+    ax: Axes,
+    center: tuple[float, float],
+    text: str,
+    *,
+    color: str = "#333333",
+    size: tuple[float, float] = (1.0, 0.7),
+    fontsize: float = 13,
+) -> FancyBboxPatch:
+    """Draw a rounded box with `text` in it: an array (state, input) or an operation.
+
+    Args:
+      ax: axes prepared by `blank_axes`.
+      center: where the middle of the box goes.
+      text: what stands in it; `$...$` is typeset.
+      color: of the frame and the text; take it from `COLORS`.
+      size: width and height.
+      fontsize: of the text.
+    """
+    x, y = center
+    width, height = size
+    patch = FancyBboxPatch(
+        (x - width / 2, y - height / 2),
+        width,
+        height,
+        boxstyle="round,pad=0.02,rounding_size=0.15",
+        facecolor=color + "14",
+        edgecolor=color,
+        linewidth=1.8,
+    )
+    ax.add_patch(patch)
+    ax.text(x, y, text, ha="center", va="center", color=color, fontsize=fontsize)
+    return patch
+
+
+def arrow(
+    ax: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    *,
+    color: str = "#333333",
+    text: str = "",
+    bend: float = 0.0,
+) -> None:
+    """Draw an arrow from `start` to `end`, bent by `bend`, with an optional label at its middle."""
+    ax.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=14,
+            color=color,
+            linewidth=1.6,
+            shrinkA=0,
+            shrinkB=0,
+            connectionstyle=f"arc3,rad={bend}",
+        )
+    )
+    if text:
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        ax.text(x, y + 0.12, text, ha="center", va="bottom", color=color, fontsize=11)

@@ -1,0 +1,103 @@
+"""What nbval passes in silence: cells never run, stored errors, skip markers, missing alt text."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from tools import notebooks
+
+NOTEBOOKS = notebooks.all_notebooks()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_executed_complete_and_canonical(path):
+    found = notebooks.problems(path)
+    name = path.relative_to(notebooks.ROOT)
+    assert not found, "\n" + "\n".join(f"{name}: {problem}" for problem in found)
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A small notebook that has nothing wrong with it, and a way to store a changed one."""
+    book = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(notebooks.setup_cell(), execution_count=1, id="setup"),
+            nbformat.v4.new_code_cell(
+                "import matplotlib.pyplot as plt\nplt.plot([0, 1])\nplt.show()",
+                id="figure",
+                metadata={"mystnb": {"image": {"alt": "A straight line rising from 0 to 1."}}},
+            ),
+            nbformat.v4.new_markdown_cell("**Figure 1.1.** A line.", id="caption"),
+            nbformat.v4.new_code_cell("print('x ≈ 1.25')\nassert 1 < 2", id="measured"),
+        ]
+    )
+    path = tmp_path / "good.ipynb"
+    path.write_text(notebooks.dumps(book), encoding="utf-8")
+    path.write_text(notebooks.dumps(notebooks.execute(path)), encoding="utf-8")
+    return path
+
+
+def change(path, edit):
+    book = notebooks.read(path)
+    edit(book)
+    path.write_text(notebooks.dumps(book), encoding="utf-8")
+    return notebooks.problems(path)
+
+
+def test_a_good_notebook_has_no_problem_and_executing_again_gives_the_same_bytes(good):
+    before = good.read_bytes()
+    assert notebooks.problems(good) == []
+    assert notebooks.dumps(notebooks.execute(good)).encode() == before
+
+
+def test_measured_values_keep_their_stored_digits_and_others_do_not(good):
+    def edit(book):
+        book.cells[3].outputs[0].text = "x ≈ 1.75\n"
+
+    assert change(good, edit) == []
+    assert "≈ 1.75" in notebooks.dumps(notebooks.execute(good))
+    change(good, lambda book: book.cells[3].outputs[0].update(text="y ≈ 1.75\n"))
+    assert "x ≈ 1.25" in notebooks.dumps(notebooks.execute(good))
+
+
+BROKEN = {
+    "execution count None": lambda book: book.cells[1].update(execution_count=None),
+    "stores the error ValueError": lambda book: book.cells[1].outputs.append(
+        nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    ),
+    "stderr": lambda book: book.cells[1].outputs.append(
+        nbformat.v4.new_output("stream", name="stderr", text="warning")
+    ),
+    "memory address": lambda book: book.cells[1].outputs.append(
+        nbformat.v4.new_output("stream", name="stdout", text="<object at 0x7f00>")
+    ),
+    "makes nbval skip": lambda book: book.cells[1].update(source="# NBVAL_SKIP\n1"),
+    "has tags": lambda book: book.cells[1].metadata.update(tags=["nbval-skip"]),
+    "without alt text": lambda book: book.cells[1].metadata.pop("mystnb"),
+    "without a caption": lambda book: book.cells.pop(2),
+    "magic": lambda book: book.cells[1].update(source="%matplotlib inline\n1"),
+    "without asserting its bound": lambda book: book.cells[3].update(source="print('x ≈ 1.25')"),
+    "not the set-up cell": lambda book: book.cells[0].update(source="import unrolled"),
+    "canonical form": lambda book: book.metadata.update(colab={"name": "x"}),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_each_silent_fault_is_found_and_named(good, message):
+    found = change(good, BROKEN[message])
+    assert any(message in problem for problem in found), found
+
+
+def test_a_failing_cell_is_named_and_the_file_is_left_alone(good):
+    change(good, lambda book: book.cells[3].update(source="1 / 0"))
+    before = good.read_bytes()
+    with pytest.raises(notebooks.NotebookError, match=r"cell 3 \(`1 / 0`\) raised ZeroDivision"):
+        notebooks.execute(good)
+    assert good.read_bytes() == before
+
+
+def test_a_file_that_is_no_notebook_is_said_to_be_none(tmp_path):
+    path = tmp_path / "broken.ipynb"
+    path.write_text("{", encoding="utf-8")
+    assert "not a readable notebook" in notebooks.problems(path)[0]
