@@ -1,1 +1,1 @@
-"""What only the book needs: exercises, explorers, figures, data sets. The stack never imports it."""
+"""What only the book needs: exercises, explorers, figures, data. The stack never imports it."""
