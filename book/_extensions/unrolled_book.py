@@ -1,0 +1,97 @@
+"""What the book decides while it is built: static files, repository links, fresh sidebars."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+
+STATIC = "book/static"
+ROOT_PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="0; url={home}">
+<title>{title}</title>
+<main><h1>{title}</h1><p><a href="{home}">Open the book</a></p></main>
+</html>
+"""
+
+
+def find_repository(root: Path) -> str | None:
+    """Return the GitHub address of this book, or None.
+
+    The first that names one counts: the environment variable BOOK_REPO_URL, the git remote
+    `origin` (so a fork links to itself), `[project.urls] Repository` in pyproject.toml.
+    """
+    remote = subprocess.run(
+        ["git", "-C", str(root), "remote", "get-url", "origin"], capture_output=True, text=True
+    ).stdout
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = project.get("urls", {}).get("Repository", "")
+    for address in (os.environ.get("BOOK_REPO_URL", ""), remote, declared):
+        match = re.search(r"github\.com[/:]([\w.-]+)/([\w.-]+?)(?:\.git)?/?$", address.strip())
+        if match:
+            return "https://github.com/{}/{}".format(*match.groups())
+    return None
+
+
+def configure(app: Sphinx, config: Config) -> None:
+    """Add the static files and, when the repository is known, the buttons that lead to it."""
+    config.html_static_path = [*config.html_static_path, STATIC]
+    config.html_css_files = [*config.html_css_files, "book.css"]
+    config.html_js_files = [*config.html_js_files, "book.js"]
+    repository = find_repository(Path(app.srcdir))
+    config.html_theme_options = {
+        **config.html_theme_options,
+        "repository_url": repository or "",
+        "repository_branch": "main",
+        "path_to_docs": "",
+        "use_repository_button": repository is not None,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"} if repository else {},
+    }
+
+
+def remove_old_pages(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Delete the pages of chapters that are no longer in the table of contents."""
+    for page in removed:
+        Path(app.builder.get_outfilename(page)).unlink(missing_ok=True)
+    return []
+
+
+def rewrite_when_the_contents_change(app: Sphinx, env: BuildEnvironment) -> Iterable[str]:
+    """Write every page again when a title or the table of contents changed: all show them."""
+    titles = sorted((page, title.astext()) for page, title in env.titles.items())
+    contents = hashlib.sha256(repr((titles, env.toctree_includes)).encode()).hexdigest()
+    if getattr(env, "unrolled_contents", contents) == contents:
+        env.unrolled_contents = contents
+        return []
+    env.unrolled_contents = contents
+    return env.found_docs
+
+
+def write_root_page(app: Sphinx, exception: Exception | None) -> None:
+    """Write index.html beside the folder of pages: it leads to the home page."""
+    if exception is None and app.builder.name == "html":
+        home = app.builder.get_target_uri(app.config.root_doc)
+        page = ROOT_PAGE.format(home=home, title=app.config.html_title)
+        (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("config-inited", configure)
+    app.connect("env-get-outdated", remove_old_pages)
+    app.connect("env-updated", rewrite_when_the_contents_change)
+    app.connect("build-finished", write_root_page, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
