@@ -248,7 +248,7 @@ def _check_array(
     message = f"{name} has shape {shape}; expected {wanted}"
     if known != wanted:
         message += f" = {known}"
-    if len(shape) == 2 and all(
+    if len(shape) == len(expected) == 2 and all(
         want is None or size == want for size, want in zip(shape[::-1], expected)
     ):
         message += f". It looks transposed: use {name}.T"
