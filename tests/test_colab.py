@@ -1,0 +1,116 @@
+"""A chapter run the way Colab runs it: a machine with jax and flax, an empty folder, one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tools import notebooks
+
+CHAPTER = notebooks.ROOT / "book" / "02_gates.ipynb"
+ON_COLAB = ["jax", "flax", "optax", "matplotlib", "ipywidgets", "ipykernel", "nbclient"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The package as a reader installs it: a wheel built from the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(folder), str(notebooks.ROOT)], check=True)
+    return next(folder.glob("unrolled-*.whl"))
+
+
+class Machine:
+    """A virtual environment of its own, in which nothing of this project is installed."""
+
+    def __init__(self, folder: Path):
+        venv.create(folder, with_pip=True)
+        self.python = str(folder / "bin" / "python")
+        hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_CURRENT_TEST")
+        self.environment = {k: v for k, v in os.environ.items() if k not in hidden}
+        self.environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+    def run(self, *arguments: str, **options) -> str:
+        done = subprocess.run(
+            [self.python, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            **options,
+        )
+        assert done.returncode == 0, f"{arguments}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def packages(self) -> dict[str, str]:
+        listed = json.loads(self.run("-m", "pip", "list", "--format=json"))
+        return {package["name"]: package["version"] for package in listed}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory) -> Machine:
+    machine = Machine(tmp_path_factory.mktemp("colab") / "env")
+    pins = notebooks.ROOT / "requirements.txt"
+    machine.run("-m", "pip", "install", "--quiet", "--constraint", str(pins), *ON_COLAB)
+    return machine
+
+
+def test_a_chapter_runs_in_an_empty_folder_and_leaves_jax_alone(machine, wheel, tmp_path):
+    before = machine.packages()
+    assert "unrolled" not in before and "jax" in before
+
+    stored = notebooks.read(CHAPTER)
+    copy = notebooks.read(CHAPTER)
+    setup = next(cell for cell in copy.cells if cell.cell_type == "code")
+    source = f"git+{notebooks.declared_repository()}"
+    assert setup.source.count(source) == 1
+    setup.source = setup.source.replace(source, wheel.as_uri())
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    (tmp_path / CHAPTER.name).write_text(nbformat.writes(copy), encoding="utf-8")
+
+    execute = (
+        "import nbformat, nbclient\n"
+        f"book = nbformat.read({CHAPTER.name!r}, as_version=4)\n"
+        "nbclient.NotebookClient(book, timeout=120, kernel_name='python3').execute()\n"
+        f"nbformat.write(book, {CHAPTER.name!r})\n"
+    )
+    machine.run("-c", execute, cwd=tmp_path)
+
+    after = machine.packages()
+    assert after.pop("unrolled")
+    assert {name: after[name] for name in before} == before, "the set-up cell moved a package"
+
+    fresh = notebooks.canonical(notebooks.read(tmp_path / CHAPTER.name))
+    for index, (cell, reference) in enumerate(zip(fresh.cells, stored.cells, strict=True)):
+        if cell.cell_type == "code":
+            assert printed(cell) == printed(reference), notebooks.describe(stored, index)
+
+
+def test_the_set_up_cell_does_nothing_where_the_package_is_installed():
+    done = subprocess.run(
+        [sys.executable, "-c", notebooks.setup_cell()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == done.stderr == ""
+
+
+def test_the_set_up_cell_fails_loudly_when_the_package_cannot_be_installed(machine):
+    cell = notebooks.setup_cell().replace("git+https://", "file:///nowhere/")
+    done = subprocess.run(
+        [machine.python, "-c", cell.replace("unrolled", "unrolled_is_missing")],
+        env=machine.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "CalledProcessError" in done.stderr
+
+
+def printed(cell) -> str:
+    return notebooks.masked("".join(output.get("text", "") for output in cell.outputs))
