@@ -1,0 +1,960 @@
+"""Recurrent cells: one time step each, as `flax.nnx` modules (chapters 6 and 7).
+
+A cell is any module with two methods: `initialize_carry(input_shape, rngs)` makes the state before
+the first step, and `cell(carry, inputs)` returns `(new_carry, output)` for one step. `unrolled.RNN`
+runs it over a sequence. Names, arguments, defaults and parameter paths are those of `flax.nnx`, so
+weights move between the two by name.
+
+Dtypes: parameters are made in `param_dtype`. A step computes in `dtype`, or, if that is None, in
+the common dtype of inputs and parameters, and its output has that dtype. The carry is as precise as
+the more precise of `param_dtype` and `dtype`: with `dtype=jnp.bfloat16` and float32 parameters it
+accumulates in float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype as default_promote_dtype
+
+Initializer = Callable[..., jax.Array]
+NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+def modified_orthogonal(
+    key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+    """Draw an orthogonal matrix in full precision and cast it, since QR knows no half precision.
+
+    Args:
+      key: a JAX random key.
+      shape: the shape of the matrix; its last axis counts the columns.
+      dtype: any floating dtype, bfloat16 and float16 included.
+
+    Returns:
+      An array of that shape and dtype, with orthonormal rows or columns, whichever are fewer.
+
+    From:
+      Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+      networks", ICLR 2014; the name is that of `flax.nnx.nn.recurrent`.
+
+    Example:
+      >>> kernel = modified_orthogonal(jax.random.key(0), (3, 3))
+      >>> bool(jnp.allclose(kernel @ kernel.T, jnp.eye(3), atol=1e-5))
+      True
+    """
+    return nnx.initializers.orthogonal()(key, shape).astype(dtype)
+
+
+def orthogonal_in_any_dtype(
+    key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+    """Draw an orthogonal matrix in `dtype`, or in full precision where QR cannot use `dtype`.
+
+    With float32 and float64 these are the bits of `flax.nnx.initializers.orthogonal()`, the default
+    of Flax's cells; with bfloat16 and float16, where that fails, those of `modified_orthogonal`.
+
+    Args:
+      key: a JAX random key.
+      shape: the shape of the matrix; its last axis counts the columns.
+      dtype: any floating dtype.
+
+    Returns:
+      An array of that shape and dtype, with orthonormal rows or columns, whichever are fewer.
+
+    Example:
+      >>> orthogonal_in_any_dtype(jax.random.key(0), (2, 6), jnp.bfloat16).shape
+      (2, 6)
+    """
+    if jnp.finfo(dtype).bits < 32:
+        return modified_orthogonal(key, shape, dtype)
+    return nnx.initializers.orthogonal()(key, shape, dtype)
+
+
+def orthogonal_per_gate(
+    key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
+    """Draw one orthogonal block for each gate of a fused recurrent kernel.
+
+    Flax's default makes the whole (hidden, gates · hidden) matrix orthogonal, which leaves each
+    gate's own (hidden, hidden) block a contraction. With this initialiser each block is orthogonal.
+
+    Args:
+      key: a JAX random key.
+      shape: (hidden, gates · hidden).
+      dtype: any floating dtype.
+
+    Returns:
+      An array of that shape and dtype.
+
+    Raises:
+      ValueError: a number of columns that is not a multiple of the number of rows.
+
+    Example:
+      >>> cell = GRUCell(3, 4, recurrent_kernel_init=orthogonal_per_gate, rngs=nnx.Rngs(0))
+      >>> reset_block = cell.dense_h.kernel[...][:, :4]
+      >>> bool(jnp.allclose(reset_block @ reset_block.T, jnp.eye(4), atol=1e-5))
+      True
+    """
+    hidden, columns = shape
+    if columns % hidden:
+        raise ValueError(
+            f"orthogonal_per_gate got the shape {tuple(shape)}; expected (hidden, gates * hidden), "
+            "as a recurrent kernel has."
+        )
+    blocks = [
+        orthogonal_in_any_dtype(gate_key, (hidden, hidden), dtype)
+        for gate_key in jax.random.split(key, columns // hidden)
+    ]
+    return jnp.concatenate(blocks, axis=-1)  # (hidden, gates * hidden)
+
+
+class RNNCellBase(nnx.Module):
+    """What `RNN` needs to know of a cell: subclass it to write your own.
+
+    Example, a leaky sum:
+      >>> class Leaky(RNNCellBase):
+      ...     def __call__(self, carry, inputs):
+      ...         carry = 0.5 * carry + inputs
+      ...         return carry, carry
+      ...
+      ...     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+      ...         return jnp.zeros(input_shape)
+      >>> from unrolled.layers import RNN
+      >>> RNN(Leaky())(jnp.ones((3, 1)))[:, 0]
+      Array([1.  , 1.5 , 1.75], dtype=float32)
+    """
+
+    def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        """Advance by one step.
+
+        Args:
+          carry: the state before this step.
+          inputs: the input at this step, shape (*batch, *features).
+
+        Returns:
+          `(new_carry, output)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__(carry, inputs)")
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Any:
+        """Make the state before the first step.
+
+        Args:
+          input_shape: shape of the input of one step, (*batch, *features).
+          rngs: where random keys come from, if the carry needs any.
+          carry_init: an initialiser `(key, shape, dtype) -> array` for this carry.
+
+        Returns:
+          The carry: any pytree of arrays whose first dimensions are the batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define initialize_carry")
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many axes of an input are features: 1, more for convolutional cells."""
+        return 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle jitted functions such as `jax.nn.sigmoid` by their public name."""
+        return {name: _picklable(value) for name, value in super().__getstate__().items()}
+
+
+class _FeatureCell(RNNCellBase):
+    """What the four cells share: options, initial carry, checks of a step's arguments."""
+
+    carry_names: tuple[str, ...] = ("h",)
+
+    def _set_options(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        activation_fn: Callable[[jax.Array], jax.Array],
+        dtype: Any,
+        param_dtype: Any,
+        carry_init: Initializer | None,
+        promote_dtype: Callable[..., Any],
+        keep_rngs: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        name = type(self).__name__
+        for option, size in {
+            "in_features": in_features,
+            "hidden_features": hidden_features,
+        }.items():
+            if isinstance(size, bool) or not hasattr(size, "__index__"):
+                raise TypeError(
+                    f"{name}: {option} is {size!r}; expected a whole number, such as 8."
+                )
+            if size < 1:
+                raise ValueError(f"{name}: {option} is {size}; expected at least 1.")
+        if not hasattr(rngs, "params"):
+            raise TypeError(
+                f"{name}: rngs is {rngs!r}; expected the source of the initial weights, "
+                "nnx.Rngs(0) for example."
+            )
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.activation_fn = activation_fn
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.carry_init = carry_init
+        self.promote_dtype = promote_dtype
+        self.rngs = nnx.data(rngs.carry.fork() if keep_rngs else None)
+
+    def _linear_layers(
+        self,
+        *,
+        kernel_init: Initializer,
+        recurrent_kernel_init: Initializer,
+        bias_init: Initializer,
+        kernel_metadata: Mapping[str, Any],
+        recurrent_kernel_metadata: Mapping[str, Any],
+        bias_metadata: Mapping[str, Any],
+        rngs: nnx.Rngs,
+    ) -> tuple[Callable[..., nnx.Linear], Callable[..., nnx.Linear]]:
+        """Return two makers of linear layers: one for the input, one for the hidden state."""
+        shared = {
+            "bias_init": bias_init,
+            "bias_metadata": bias_metadata,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "promote_dtype": self.promote_dtype,
+            "rngs": rngs,
+        }
+        input_linear = partial(
+            nnx.Linear,
+            self.in_features,
+            kernel_init=kernel_init,
+            kernel_metadata=kernel_metadata,
+            **shared,
+        )
+        recurrent_linear = partial(
+            nnx.Linear,
+            self.hidden_features,
+            kernel_init=recurrent_kernel_init,
+            kernel_metadata=recurrent_kernel_metadata,
+            **shared,
+        )
+        return input_linear, recurrent_linear
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Any:
+        """Make the carry before the first step: zeros, unless an initialiser says otherwise.
+
+        Args:
+          input_shape: shape of the input of one step, (*batch, in_features).
+          rngs: where keys come from: `nnx.Rngs` (its stream `carry`), or one stream. Zeros and
+            ones need none, and draw none.
+          carry_init: an initialiser `(key, shape, dtype) -> array`; None takes the cell's own
+            `carry_init`, and zeros if it has none.
+
+        Returns:
+          The hidden state `h` of shape (*batch, hidden_features); for an LSTM the pair `(c, h)`.
+
+        Raises:
+          ValueError: a random initialiser without rngs.
+
+        Example:
+          >>> cell = GRUCell(3, 4, rngs=nnx.Rngs(0))
+          >>> cell.initialize_carry((2, 3)).shape
+          (2, 4)
+        """
+        parts = tuple(self._draw(input_shape, rngs, carry_init) for _ in self.carry_names)
+        return parts if len(parts) > 1 else parts[0]
+
+    def _draw(self, input_shape, rngs, carry_init) -> jax.Array:
+        carry_init = carry_init or self.carry_init or jax.nn.initializers.zeros
+        rngs = self.rngs if rngs is None else rngs
+        if carry_init in (jax.nn.initializers.zeros, jax.nn.initializers.ones):
+            key = None
+        elif rngs is not None:
+            key = rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs()
+        else:
+            raise ValueError(
+                f"{type(self).__name__}: the initial carry is drawn by {carry_init!r}, which needs "
+                "a random key: pass rngs=nnx.Rngs(0) to initialize_carry, or to the RNN."
+            )
+        shape = (*input_shape[:-1], self.hidden_features)
+        dtype = (
+            self.param_dtype if self.dtype is None else self._wider(self.param_dtype, self.dtype)
+        )
+        return carry_init(key, shape, dtype)
+
+    @staticmethod
+    def _wider(*arrays_or_dtypes) -> Any:
+        return jnp.result_type(*arrays_or_dtypes)
+
+    def _output(self, hidden: jax.Array) -> jax.Array:
+        """The output of a step: its new hidden state, in the dtype of the computation."""
+        return hidden if self.dtype is None else hidden.astype(self.dtype)
+
+    def _check_step(self, carry: Any, inputs: Any) -> None:
+        """Raise unless `inputs` and `carry` fit this cell and each other."""
+        name, shape = type(self).__name__, np.shape(inputs)
+        if not shape or shape[-1] != self.in_features:
+            raise ValueError(
+                f"{name}: inputs of one step have shape {shape}; expected (*batch, "
+                f"{self.in_features}), since the cell was made with in_features="
+                f"{self.in_features}."
+            )
+        wanted = (*shape[:-1], self.hidden_features)
+        mend = f"cell.initialize_carry({shape}) makes a fitting one."
+        names = self.carry_names
+        if len(names) > 1 and not (isinstance(carry, (tuple, list)) and len(carry) == len(names)):
+            raise ValueError(
+                f"{name}: the carry is a {type(carry).__name__}; expected the pair "
+                f"({', '.join(names)}), each of shape {wanted}; {mend}"
+            )
+        for part_name, part in zip(names, carry if len(names) > 1 else (carry,)):
+            if isinstance(part, (tuple, list, dict)):
+                raise ValueError(
+                    f"{name}: the carry's {part_name} is a {type(part).__name__}; expected one "
+                    f"array of shape {wanted}; {mend}"
+                )
+            if not _broadcasts(np.shape(part), wanted):
+                raise ValueError(
+                    f"{name}: the carry's {part_name} has shape {np.shape(part)}; expected "
+                    f"{wanted} for inputs of shape {shape}; {mend}"
+                )
+
+
+class SimpleCell(_FeatureCell):
+    """The simple recurrent cell: a layer that also sees its own last output.
+
+    ::
+
+        h' = tanh(W_i x + b_i + W_h h)
+        h' = tanh(W_i x + b_i + W_h h + h)    with residual
+
+    Args:
+      in_features: number of input features.
+      hidden_features: number of hidden units.
+      dtype: dtype of the computation; unlike the other cells' default it is float32, as in Flax.
+        None takes the common dtype of inputs and parameters.
+      param_dtype: dtype of the parameters.
+      carry_init: initialiser of the carry; None means zeros.
+      residual: add the last hidden state before the activation.
+      activation_fn: tanh, or another function element by element.
+      kernel_init: initialiser of the input kernel `dense_i.kernel`, (in_features, hidden_features).
+      recurrent_kernel_init: initialiser of `dense_h.kernel`, (hidden_features, hidden_features).
+      bias_init: initialiser of `dense_i.bias`, (hidden_features,).
+      promote_dtype: casts `(inputs, kernel, bias)` before the matrix product.
+      keep_rngs: keep a fork of the stream `rngs.carry` for random carries.
+      rngs: where the initial weights come from.
+      kernel_metadata: metadata of the input kernel, such as its sharding.
+      recurrent_kernel_metadata: metadata of the recurrent kernel.
+      bias_metadata: metadata of the bias.
+
+    From:
+      Elman, "Finding structure in time", Cognitive Science, 1990; the API of
+      `flax.nnx.SimpleCell`.
+
+    Example:
+      >>> cell = SimpleCell(in_features=3, hidden_features=4, rngs=nnx.Rngs(0))
+      >>> carry = cell.initialize_carry((2, 3))
+      >>> carry, output = cell(carry, jnp.ones((2, 3)))
+      >>> output.shape
+      (2, 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        residual: bool = False,
+        activation_fn: Callable[..., Any] = nnx.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        recurrent_kernel_init: Initializer = orthogonal_in_any_dtype,
+        bias_init: Initializer = nnx.initializers.zeros_init(),  # noqa: B008
+        promote_dtype: Callable[..., Any] = default_promote_dtype,
+        keep_rngs: bool = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        self._set_options(
+            in_features,
+            hidden_features,
+            activation_fn=activation_fn,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            promote_dtype=promote_dtype,
+            keep_rngs=keep_rngs,
+            rngs=rngs,
+        )
+        self.residual = residual
+        input_linear, recurrent_linear = self._linear_layers(
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        # The two are added, so one bias is enough. Flax draws the recurrent kernel first.
+        self.dense_h = recurrent_linear(hidden_features, use_bias=False)
+        self.dense_i = input_linear(hidden_features)
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Advance by one step.
+
+        Args:
+          carry: the hidden state, shape (*batch, hidden_features).
+          inputs: shape (*batch, in_features).
+
+        Returns:
+          `(new_carry, output)`, both the new hidden state, shape (*batch, hidden_features).
+
+        Raises:
+          ValueError: inputs or a carry of the wrong shape.
+        """
+        self._check_step(carry, inputs)
+        total = self.dense_i(inputs) + self.dense_h(carry)  # (*batch, hidden)
+        if self.residual:
+            total = total + carry
+        hidden = self.activation_fn(total)
+        return hidden.astype(self._wider(hidden, carry)), self._output(hidden)
+
+
+class GRUCell(_FeatureCell):
+    """The gated recurrent unit.
+
+    ::
+
+        r = σ(W_ir x + b_ir + W_hr h)                        reset gate
+        z = σ(W_iz x + b_iz + W_hz h)                        update gate
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))        candidate, reset_after=True
+        n = tanh(W_in x + b_in + W_hn (r * h))               candidate, reset_after=False
+        h' = (1 - z) * n + z * h
+
+    Here the update gate *keeps*: z = 1 holds the old state. `flax.nnx.GRUCell` has no b_hn, though
+    its equation shows it; its weights load by name and leave b_hn at zero.
+
+    The three kernels on one side are stored side by side, in the order r, z, n. The default
+    initialiser makes the fused recurrent matrix orthogonal, not each gate's block of it; choose
+    `recurrent_kernel_init=orthogonal_per_gate` for that.
+
+    Args:
+      in_features: number of input features.
+      hidden_features: number of hidden units.
+      gate_fn: σ, the activation of the gates.
+      activation_fn: the activation of the candidate.
+      kernel_init: initialiser of `dense_i.kernel`, (in_features, 3 · hidden_features).
+      recurrent_kernel_init: initialiser of `dense_h.kernel`, (hidden_features, 3 ·
+        hidden_features).
+      bias_init: initialiser of `dense_i.bias`, (3 · hidden_features,), and `b_hn`,
+        (hidden_features,).
+      dtype: dtype of the computation; None takes the common dtype of inputs and parameters.
+      param_dtype: dtype of the parameters.
+      carry_init: initialiser of the carry; None means zeros.
+      promote_dtype: casts `(inputs, kernel, bias)` before each matrix product.
+      keep_rngs: keep a fork of the stream `rngs.carry` for random carries.
+      rngs: where the initial weights come from.
+      kernel_metadata: metadata of the input kernel, such as its sharding.
+      recurrent_kernel_metadata: metadata of the recurrent kernel.
+      bias_metadata: metadata of the biases.
+      reset_after: apply the reset gate after the matrix product, as Flax, torch, cuDNN and Keras
+        do, or before it. Before it, b_hn would only repeat b_in, so there is none.
+
+    From:
+      Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical
+      Machine Translation", EMNLP 2014; the API of `flax.nnx.GRUCell`.
+
+    Example:
+      >>> cell = GRUCell(in_features=3, hidden_features=4, rngs=nnx.Rngs(0))
+      >>> carry = cell.initialize_carry((2, 3))
+      >>> carry, output = cell(carry, jnp.ones((2, 3)))
+      >>> output.shape, cell.b_hn.shape
+      ((2, 4), (4,))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        gate_fn: Callable[..., Any] = nnx.sigmoid,
+        activation_fn: Callable[..., Any] = nnx.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        recurrent_kernel_init: Initializer = orthogonal_in_any_dtype,
+        bias_init: Initializer = nnx.initializers.zeros_init(),  # noqa: B008
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        promote_dtype: Callable[..., Any] = default_promote_dtype,
+        keep_rngs: bool = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        reset_after: bool = True,
+    ):
+        self._set_options(
+            in_features,
+            hidden_features,
+            activation_fn=activation_fn,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            promote_dtype=promote_dtype,
+            keep_rngs=keep_rngs,
+            rngs=rngs,
+        )
+        self.gate_fn = gate_fn
+        self.reset_after = reset_after
+        input_linear, recurrent_linear = self._linear_layers(
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        self.dense_i = input_linear(3 * hidden_features)  # r, z, n
+        self.dense_h = recurrent_linear(3 * hidden_features, use_bias=False)  # r, z, n
+        self.b_hn = nnx.data(None)
+        if reset_after:
+            # The key is folded out of the stream without advancing it: layers made after this cell
+            # get the weights that they would get after Flax's cell, which has no b_hn.
+            stream = rngs.params
+            key = jax.random.fold_in(stream.key[...], jnp.uint32(2**32 - 1) - stream.count[...])
+            self.b_hn = nnx.Param(bias_init(key, (hidden_features,), param_dtype), **bias_metadata)
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Advance by one step.
+
+        Args:
+          carry: the hidden state, shape (*batch, hidden_features).
+          inputs: shape (*batch, in_features).
+
+        Returns:
+          `(new_carry, output)`, both the new hidden state, shape (*batch, hidden_features).
+
+        Raises:
+          ValueError: inputs or a carry of the wrong shape.
+        """
+        self._check_step(carry, inputs)
+        hidden = jnp.asarray(carry)
+        reset_i, update_i, candidate_i = jnp.split(self.dense_i(inputs), 3, -1)  # (*batch, hidden)
+        if self.reset_after:
+            reset_h, update_h, candidate_h = jnp.split(self.dense_h(hidden), 3, -1)
+            reset = self.gate_fn(reset_i + reset_h)
+            b_hn = self.b_hn[...].astype(candidate_h.dtype)
+            candidate = self.activation_fn(candidate_i + reset * (candidate_h + b_hn))
+        else:
+            reset_h, update_h = jnp.split(self._recur(hidden, gates=slice(0, 2)), 2, -1)
+            reset = self.gate_fn(reset_i + reset_h)
+            candidate_h = self._recur(reset * hidden, gates=slice(2, 3))
+            candidate = self.activation_fn(candidate_i + candidate_h)
+        update = self.gate_fn(update_i + update_h)
+        hidden = (1 - update) * candidate + update * hidden
+        return hidden, self._output(hidden)
+
+    def _recur(self, hidden: jax.Array, gates: slice) -> jax.Array:
+        """Multiply by the recurrent kernels of some of the gates r, z, n."""
+        size = self.hidden_features
+        kernel = self.dense_h.kernel[...][:, gates.start * size : gates.stop * size]
+        hidden, kernel = self.promote_dtype((hidden, kernel), dtype=self.dtype)
+        return hidden @ kernel  # (*batch, number of gates * hidden)
+
+
+class _LSTMBase(_FeatureCell):
+    """The equations that `LSTMCell` and `OptimizedLSTMCell` share."""
+
+    carry_names = ("c", "h")
+
+    def _gate(
+        self,
+        memory: jax.Array,
+        input_total: jax.Array,
+        forget_total: jax.Array,
+        candidate_total: jax.Array,
+        output_total: jax.Array,
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        input_gate = self.gate_fn(input_total)
+        forget_gate = self.gate_fn(forget_total)
+        candidate = self.activation_fn(candidate_total)
+        output_gate = self.gate_fn(output_total)
+        memory = forget_gate * memory + input_gate * candidate
+        hidden = output_gate * self.activation_fn(memory)
+        return (memory, hidden), self._output(hidden)
+
+
+class LSTMCell(_LSTMBase):
+    """Long short-term memory, with a layer of its own for every arrow of the diagram.
+
+    ::
+
+        i = σ(W_ii x + W_hi h + b_hi)          input gate
+        f = σ(W_if x + W_hf h + b_hf)          forget gate
+        g = tanh(W_ig x + W_hg h + b_hg)       candidate
+        o = σ(W_io x + W_ho h + b_ho)          output gate
+        c' = f * c + i * g                     memory
+        h' = o * tanh(c')                      hidden state
+
+    `OptimizedLSTMCell` computes the same with two matrix products instead of eight;
+    `unrolled.convert` moves weights between them.
+
+    Args:
+      in_features: number of input features.
+      hidden_features: number of hidden units.
+      gate_fn: σ, the activation of the gates.
+      activation_fn: the activation of the candidate and of the memory.
+      kernel_init: initialiser of the kernels of `ii, if_, ig, io`, (in_features, hidden_features).
+      recurrent_kernel_init: initialiser of the kernels of `hi, hf, hg, ho`, (hidden_features,
+        hidden_features).
+      bias_init: initialiser of the biases of `hi, hf, hg, ho`, (hidden_features,).
+      dtype: dtype of the computation; None takes the common dtype of inputs and parameters.
+      param_dtype: dtype of the parameters.
+      carry_init: initialiser of c and h; None means zeros.
+      promote_dtype: casts `(inputs, kernel, bias)` before each matrix product.
+      keep_rngs: keep a fork of the stream `rngs.carry` for random carries.
+      rngs: where the initial weights come from.
+      kernel_metadata: metadata of the input kernels, such as their sharding.
+      recurrent_kernel_metadata: metadata of the recurrent kernels.
+      bias_metadata: metadata of the biases.
+      forget_bias: added to the forget gate's initial bias. Flax has 0, Keras 1; with 1 the cell
+        begins by remembering.
+
+    From:
+      Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation, 1997; the forget
+      gate is that of Gers et al., "Learning to forget", 2000; the API of `flax.nnx.LSTMCell`.
+
+    Example:
+      >>> cell = LSTMCell(in_features=3, hidden_features=4, rngs=nnx.Rngs(0))
+      >>> carry = cell.initialize_carry((2, 3))
+      >>> (c, h), output = cell(carry, jnp.ones((2, 3)))
+      >>> c.shape, h.shape, output.shape
+      ((2, 4), (2, 4), (2, 4))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        gate_fn: Callable[..., Any] = nnx.sigmoid,
+        activation_fn: Callable[..., Any] = nnx.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        recurrent_kernel_init: Initializer = modified_orthogonal,
+        bias_init: Initializer = nnx.initializers.zeros_init(),  # noqa: B008
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        promote_dtype: Callable[..., Any] = default_promote_dtype,
+        keep_rngs: bool = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        forget_bias: float = 0.0,
+    ):
+        self._set_options(
+            in_features,
+            hidden_features,
+            activation_fn=activation_fn,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            promote_dtype=promote_dtype,
+            keep_rngs=keep_rngs,
+            rngs=rngs,
+        )
+        self.gate_fn = gate_fn
+        input_linear, recurrent_linear = self._linear_layers(
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        # An input and a recurrent layer are added, so one bias for the two is enough.
+        self.ii = input_linear(hidden_features, use_bias=False)
+        self.if_ = input_linear(hidden_features, use_bias=False)
+        self.ig = input_linear(hidden_features, use_bias=False)
+        self.io = input_linear(hidden_features, use_bias=False)
+        self.hi = recurrent_linear(hidden_features)
+        self.hf = recurrent_linear(hidden_features)
+        self.hg = recurrent_linear(hidden_features)
+        self.ho = recurrent_linear(hidden_features)
+        if forget_bias:
+            self.hf.bias[...] = self.hf.bias[...] + forget_bias
+
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], inputs: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """Advance by one step.
+
+        Args:
+          carry: the pair (c, h) of memory and hidden state, each (*batch, hidden_features). torch
+            and Keras write (h, c).
+          inputs: shape (*batch, in_features).
+
+        Returns:
+          `((c', h'), output)`; the output is h', shape (*batch, hidden_features).
+
+        Raises:
+          ValueError: inputs or a carry of the wrong shape or structure.
+        """
+        self._check_step(carry, inputs)
+        memory, hidden = carry
+        return self._gate(
+            memory,
+            input_total=self.ii(inputs) + self.hi(hidden),  # (*batch, hidden)
+            forget_total=self.if_(inputs) + self.hf(hidden),
+            candidate_total=self.ig(inputs) + self.hg(hidden),
+            output_total=self.io(inputs) + self.ho(hidden),
+        )
+
+
+class OptimizedLSTMCell(_LSTMBase):
+    """Long short-term memory in two matrix products: the same function as `LSTMCell`, faster.
+
+    ::
+
+        i = σ(W_ii x + W_hi h + b_hi)          input gate
+        f = σ(W_if x + W_hf h + b_hf)          forget gate
+        g = tanh(W_ig x + W_hg h + b_hg)       candidate
+        o = σ(W_io x + W_ho h + b_ho)          output gate
+        c' = f * c + i * g                     memory
+        h' = o * tanh(c')                      hidden state
+
+    The four kernels on one side are stored side by side, in the order i, f, g, o. The default
+    initialiser makes the fused recurrent matrix orthogonal, not each gate's block of it; choose
+    `recurrent_kernel_init=orthogonal_per_gate` for that.
+
+    Args:
+      in_features: number of input features.
+      hidden_features: number of hidden units.
+      gate_fn: σ, the activation of the gates.
+      activation_fn: the activation of the candidate and of the memory.
+      kernel_init: initialiser of `dense_i.kernel`, (in_features, 4 · hidden_features).
+      recurrent_kernel_init: initialiser of `dense_h.kernel`, (hidden_features, 4 ·
+        hidden_features).
+      bias_init: initialiser of `dense_h.bias`, (4 · hidden_features,).
+      dtype: dtype of the computation; None takes the common dtype of inputs and parameters.
+      param_dtype: dtype of the parameters.
+      carry_init: initialiser of c and h; None means zeros.
+      promote_dtype: casts `(inputs, kernel, bias)` before each matrix product.
+      keep_rngs: keep a fork of the stream `rngs.carry` for random carries.
+      rngs: where the initial weights come from.
+      kernel_metadata: metadata of the input kernel, such as its sharding.
+      recurrent_kernel_metadata: metadata of the recurrent kernel.
+      bias_metadata: metadata of the bias.
+      forget_bias: added to the forget gate's initial bias. Flax has 0, Keras 1; with 1 the cell
+        begins by remembering.
+
+    From:
+      Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation, 1997; the API of
+      `flax.nnx.OptimizedLSTMCell`.
+
+    Example:
+      >>> cell = OptimizedLSTMCell(3, 4, forget_bias=1.0, rngs=nnx.Rngs(0))
+      >>> carry = cell.initialize_carry((2, 3))
+      >>> (c, h), output = cell(carry, jnp.ones((2, 3)))
+      >>> c.shape, h.shape, output.shape
+      ((2, 4), (2, 4), (2, 4))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        gate_fn: Callable[..., Any] = nnx.sigmoid,
+        activation_fn: Callable[..., Any] = nnx.tanh,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        recurrent_kernel_init: Initializer = orthogonal_in_any_dtype,
+        bias_init: Initializer = nnx.initializers.zeros_init(),  # noqa: B008
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        carry_init: Initializer | None = None,
+        promote_dtype: Callable[..., Any] = default_promote_dtype,
+        keep_rngs: bool = False,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        forget_bias: float = 0.0,
+    ):
+        self._set_options(
+            in_features,
+            hidden_features,
+            activation_fn=activation_fn,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            carry_init=carry_init,
+            promote_dtype=promote_dtype,
+            keep_rngs=keep_rngs,
+            rngs=rngs,
+        )
+        self.gate_fn = gate_fn
+        input_linear, recurrent_linear = self._linear_layers(
+            kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init,
+            bias_init=bias_init,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        # The two are added, so one bias is enough.
+        self.dense_i = input_linear(4 * hidden_features, use_bias=False)  # i, f, g, o
+        self.dense_h = recurrent_linear(4 * hidden_features)  # i, f, g, o
+        if forget_bias:
+            forget_gate = slice(hidden_features, 2 * hidden_features)
+            self.dense_h.bias[...] = self.dense_h.bias[...].at[forget_gate].add(forget_bias)
+
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], inputs: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """Advance by one step.
+
+        Args:
+          carry: the pair (c, h) of memory and hidden state, each (*batch, hidden_features). torch
+            and Keras write (h, c).
+          inputs: shape (*batch, in_features).
+
+        Returns:
+          `((c', h'), output)`; the output is h', shape (*batch, hidden_features).
+
+        Raises:
+          ValueError: inputs or a carry of the wrong shape or structure.
+        """
+        self._check_step(carry, inputs)
+        memory, hidden = carry
+        totals = self.dense_i(inputs) + self.dense_h(hidden)  # (*batch, 4 * hidden)
+        return self._gate(memory, *jnp.split(totals, 4, -1))  # each (*batch, hidden)
+
+
+class LearnedCarry(RNNCellBase):
+    """Wrap a cell so that its initial carry is a parameter, learned like any other.
+
+    ::
+
+        carry_0[b] = θ    the same for every sequence b
+
+    Args:
+      cell: the cell to wrap; a step is its step.
+      input_shape: shape of one input without batch; None takes (cell.in_features,).
+      carry_init: initialiser `(key, shape, dtype) -> array` of θ; None takes the cell's own.
+      rngs: where a random initialiser gets its keys (the stream `carry`).
+
+    Raises:
+      ValueError: a random initialiser without rngs.
+
+    Example:
+      >>> from unrolled.layers import RNN
+      >>> rnn = RNN(LearnedCarry(GRUCell(3, 4, rngs=nnx.Rngs(0))))
+      >>> rnn(jnp.ones((2, 5, 3))).shape, rnn.cell.initial.shape
+      ((2, 5, 4), (4,))
+    """
+
+    def __init__(
+        self,
+        cell: Any,
+        *,
+        input_shape: tuple[int, ...] | None = None,
+        carry_init: Initializer | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ):
+        self.cell = cell
+        if input_shape is None:
+            input_shape = (cell.in_features,)
+        carry = cell.initialize_carry(input_shape, rngs, *([carry_init] if carry_init else []))
+        self.initial = nnx.Param(carry)
+
+    def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        """Advance the wrapped cell by one step; see its `__call__`."""
+        return self.cell(carry, inputs)
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Any:
+        """Repeat the learned carry for every sequence of the batch.
+
+        Args:
+          input_shape: shape of the input of one step, (*batch, *features).
+          rngs: not used, since the carry is a parameter.
+          carry_init: an initialiser that replaces the learned carry in this call.
+
+        Returns:
+          The wrapped cell's carry.
+        """
+        if carry_init is not None:
+            return self.cell.initialize_carry(input_shape, rngs, carry_init)
+        batch_shape = tuple(input_shape[: -self.num_feature_axes])
+
+        def repeat(part):
+            return jnp.broadcast_to(part, batch_shape + part.shape)
+
+        return jax.tree.map(repeat, self.initial.get_value())
+
+    @property
+    def num_feature_axes(self) -> int:
+        """As many as the wrapped cell's."""
+        return self.cell.num_feature_axes
+
+
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of this shape broadcasts to the wanted one, its features included."""
+    try:
+        fits = np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False
+    return fits and shape[-1:] == wanted[-1:]
+
+
+class _PublicFunction:
+    """Stands for a function in a pickle, which looks it up again by module and name."""
+
+    def __init__(self, module: str, name: str):
+        self.module, self.name = module, name
+
+    def __reduce__(self):
+        return _public_function, (self.module, self.name)
+
+
+def _public_function(module: str, name: str) -> Any:
+    __import__(module)
+    return getattr(sys.modules[module], name)
+
+
+def _picklable(value: Any) -> Any:
+    for module in ("jax.nn", "jax.numpy"):
+        name = getattr(value, "__name__", None)
+        if callable(value) and name and getattr(sys.modules[module], name, None) is value:
+            return _PublicFunction(module, name)
+    return value
