@@ -1,0 +1,120 @@
+"""What all checkers share: a reader's code is run safely and every verdict says why."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled.lab import exercises
+from unrolled.lab.exercises import Exercise, NotStarted, Wrong, judge
+from unrolled.lab.exercises._base import exercise, expect_array, expect_close, run
+
+
+def double(x):
+    return 2 * x
+
+
+def judged(checker, *answer):
+    return judge(Exercise("0.1", "A test", "easy", checker), *answer)
+
+
+def test_a_right_answer_is_praised_with_what_it_shows():
+    assert judged(lambda answer: f"it gave {run(answer, 2)}.", double) == ("right", "it gave 4.")
+
+
+def starter_value(x):
+    return ...
+
+
+def starter_expression(x):
+    y = ...
+    return y + x
+
+
+def starter_scan(x):
+    return jax.lax.scan(lambda carry, x: ..., x, jnp.arange(3.0))
+
+
+def starter_raises(x):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "starter",
+    [starter_value, starter_expression, starter_scan, starter_raises, jax.jit(starter_expression)],
+)
+def test_a_starter_is_told_apart_from_a_wrong_answer(starter):
+    verdict, message = judged(lambda answer: str(run(answer, jnp.ones(3))), starter)
+    assert verdict == "not started" and "..." in message
+
+
+def test_an_unfilled_value_is_not_started():
+    assert judged(lambda answer: "fine", ...)[0] == "not started"
+    assert judged(lambda answer: "fine", {"a": ...})[0] == "not started"
+    assert judged(lambda answer: "fine")[0] == "not started"
+
+
+def test_an_exception_in_the_readers_code_is_named_with_its_line():
+    def divides(x):
+        return x / 0
+
+    verdict, message = judged(lambda answer: str(run(answer, 1)), divides)
+    assert verdict == "not yet"
+    assert "`divides` stopped with ZeroDivisionError" in message and "return x / 0" in message
+
+
+def test_an_error_under_jit_is_told_in_its_first_line():
+    def adds(x):
+        return x + jnp.ones(7)
+
+    with pytest.raises(Wrong, match="`adds` stopped with TypeError") as caught:
+        run(jax.jit(adds), jnp.ones(3))
+    assert "\n" not in str(caught.value)
+
+
+def test_returning_nothing_is_named():
+    with pytest.raises(Wrong, match="returned None"):
+        run(lambda x: None, 1)
+
+
+def test_a_called_function_is_named():
+    with pytest.raises(Wrong, match="expected a function, but got a float"):
+        run(2.0)
+
+
+def test_shapes_dtypes_and_nan_are_named():
+    with pytest.raises(Wrong, match=r"has shape \(2,\); expected \(3,\). Time comes first"):
+        expect_array(np.ones(2), (3,), hint="Time comes first.")
+    with pytest.raises(Wrong, match="should be an array"):
+        expect_array({"a": 1}, (3,))
+    with pytest.raises(Wrong, match="NaN"):
+        expect_array([np.nan], (1,))
+    with pytest.raises(NotStarted):
+        expect_array(..., (1,))
+    np.testing.assert_array_equal(expect_array(jnp.ones(2, jnp.bfloat16), (2,)), np.ones(2))
+
+
+def test_a_known_mistake_is_named_and_an_unknown_one_is_located():
+    mistakes = {"you forgot the square": np.array([1.0, 2.0])}
+    expect_close([1.0, 4.0], np.array([1.0, 4.0]), mistakes=mistakes)
+    with pytest.raises(Wrong, match="you forgot the square"):
+        expect_close([1.0, 2.0], np.array([1.0, 4.0]), mistakes=mistakes)
+    with pytest.raises(Wrong, match=r"off by up to 1 at index \(1,\). Look at the second"):
+        expect_close(
+            [1.0, 3.0], np.array([1.0, 4.0]), mistakes=mistakes, otherwise="Look at the second."
+        )
+
+
+def test_an_unknown_number_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no exercise '99.9'; the book has .*2\.1"):
+        exercises.check("99.9", double)
+
+
+def test_registering_twice_or_with_an_unknown_difficulty_is_refused():
+    number = next(iter(exercises.EXERCISES))
+    with pytest.raises(ValueError, match="registered twice"):
+        exercise(number, "again", "easy")
+    with pytest.raises(ValueError, match="difficulty is 'brutal'"):
+        exercise("0.2", "new", "brutal")

@@ -1,0 +1,100 @@
+"""What must stay in step: commands, pins, ranges, the declared repository, the pages."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import unrolled
+from tools import notebooks
+
+ROOT = notebooks.ROOT
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_command_the_documents_name_exists_and_every_target_explains_itself():
+    makefile = text("Makefile")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    explained = set(re.findall(r"^([a-z][a-z-]*):.*## ", makefile, re.MULTILINE))
+    assert targets == explained
+    for document in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *pages("*.md")]:
+        named = set(re.findall(r"`make ([a-z-]+)", text(document)))
+        named |= set(re.findall(r"^make ([a-z-]+)", text(document), re.MULTILINE))
+        assert named <= targets, document
+
+
+def pages(pattern: str) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in sorted((ROOT / "book").glob(pattern))]
+
+
+def test_the_pins_satisfy_the_ranges():
+    pins = {}
+    for line in text("requirements.txt").splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            pins[canonicalize_name(name)] = version
+    extras = PROJECT["optional-dependencies"]
+    for requirement in map(Requirement, PROJECT["dependencies"] + extras["book"] + extras["dev"]):
+        pinned = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), f"{requirement} but {pinned} is pinned"
+
+
+def test_nothing_that_colab_has_is_capped():
+    for requirement in map(
+        Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["book"]
+    ):
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert operators == {">="}, f"{requirement} could move what a Colab machine has"
+
+
+def test_the_declared_repository_is_the_same_everywhere():
+    assert f'repository-code: "{notebooks.declared_repository()}"' in text("CITATION.cff")
+    assert f"version: {unrolled.__version__}" in text("CITATION.cff")
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"book/[\w/]+", text("_toc.yml")))
+    existing = {name.rsplit(".", 1)[0] for name in [*pages("*.md"), *pages("*.ipynb")]}
+    existing |= {name.removesuffix(".ipynb") for name in pages("solutions/*.ipynb")}
+    assert listed == existing
+    assert yaml.safe_load(text("_toc.yml"))["root"] == "book/index"
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = text("book/api.md")
+    for name in unrolled.__all__:
+        assert re.search(rf"\b{name}\b", page), f"{name} is not on the API page"
+
+
+@pytest.mark.parametrize("name", unrolled.__all__)
+def test_every_public_name_documents_itself(name):
+    documented = getattr(unrolled, name)
+    assert documented.__doc__, name
+    assert ">>>" in documented.__doc__, f"{name} has no runnable example"
+
+
+def test_the_stack_never_imports_the_lab():
+    for path in (ROOT / "src" / "unrolled").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for forbidden in ("unrolled.lab", "matplotlib", "ipywidgets"):
+            assert not re.search(rf"^\s*(import|from) {forbidden}", source, re.MULTILINE), path.name
+
+
+def test_nothing_names_this_machine():
+    tracked = [
+        path
+        for pattern in ("*.md", "*.toml", "*.yml", "*.txt", "*.cff", "Makefile")
+        for path in ROOT.glob(pattern)
+    ]
+    sources = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tools/*.py"), *notebooks.all_notebooks()]
+    for path in [*tracked, *sources]:
+        assert not re.search(r"/(root|home|work)/\w", path.read_text(encoding="utf-8")), path
