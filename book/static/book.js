@@ -6,7 +6,7 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined
 }
 
 // The keyboard can scroll what the mouse can: the theme sees to code and tables, this to the rest.
-const SCROLLING = ".bd-article div.math, .bd-article dt.sig, .bd-article .cell_output > .output";
+const SCROLLING = 'mjx-container[display="true"], .bd-article dt.sig';
 
 function focusWhatScrolls() {
   for (const element of document.querySelectorAll(SCROLLING)) {

@@ -1,0 +1,299 @@
+"""Every page of the built book in a real Chromium: quiet, accessible, sufficient to itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+from tests.browser.conftest import BOOK, DESKTOP, PAGE_TIMEOUT, PHONE, settle, watch
+
+pytestmark = pytest.mark.browser
+
+ROOT = BOOK.parents[1]
+PAGES = sorted(
+    path.relative_to(BOOK).as_posix()
+    for path in BOOK.rglob("*.html")
+    if "_static" not in path.parts and path != BOOK / "index.html"
+)
+each_page = pytest.mark.parametrize("name", PAGES)
+each_theme = pytest.mark.parametrize("theme", ["light", "dark"])
+
+AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+AXE_CONTEXT = {"exclude": ["mjx-math"]}  # the glyphs of an equation; its MathML is looked at
+AXE_OPTIONS = {
+    "runOnly": AXE_TAGS,
+    "resultTypes": ["violations"],
+    "preload": False,  # it would fetch style sheets again, from wrong addresses
+}
+
+LINKS = "() => [...document.querySelectorAll('a[href]')].map(a => a.href)"
+
+# What sticks out of the window and does not scroll inside something of its own.
+TOO_WIDE = """() => {
+  const scrollsInside = element => {
+    for (let e = element.parentElement; e && e.tagName !== 'MAIN'; e = e.parentElement)
+      if (getComputedStyle(e).overflowX !== 'visible') return true;
+    return false;
+  };
+  return [...document.querySelectorAll('.bd-article-container *, .bd-footer-content *')]
+    .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1)
+    .filter(e => !scrollsInside(e))
+    .map(e => `<${e.tagName.toLowerCase()} class="${e.getAttribute('class') ?? ''}"> ` +
+              e.textContent.trim().slice(0, 60));
+}"""
+
+# The name that a screen reader gives each picture, and whether it belongs to the text of the page.
+PICTURES = """() => [...document.querySelectorAll('img, svg')]
+  .filter(e => !e.closest('[aria-hidden=true], button, mjx-container'))
+  .map(e => ({
+    name: e.getAttribute('alt') ?? e.getAttribute('aria-label') ??
+      document.getElementById(e.getAttribute('aria-labelledby'))?.textContent ?? '',
+    source: e.getAttribute('src')?.slice(0, 80) ?? e.outerHTML.slice(0, 80),
+    inText: e.closest('article') !== null,
+  }))"""
+
+# TeX that a reader would see as TeX, and what MathJax could not read.
+RAW_MATH = r"""() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); )
+    if (/\$|\\\(|\\\[|\\begin\{/.test(node.data) &&
+        !node.parentElement.closest('pre, code, script, style, textarea, mjx-container'))
+      found.push('not typeset: ' + node.data.trim().slice(0, 80));
+  for (const e of document.querySelectorAll('.math'))
+    if (!e.querySelector('mjx-container')) found.push('not typeset: ' + e.textContent.slice(0, 80));
+  for (const e of document.querySelectorAll('mjx-merror, mjx-mtext[style*="red"]'))
+    found.push('unknown to MathJax: ' + e.closest('.math').textContent.slice(0, 80));
+  return found;
+}"""
+
+
+@dataclass
+class Visit:
+    """What one look at a page found."""
+
+    problems: list[str]
+    axe: str = ""
+    too_wide: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    pictures: list[dict] = field(default_factory=list)
+    raw_math: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def visit(browser: Browser, book_server: str) -> Callable[[str, str], Visit]:
+    """Look at a page once for each theme, however many tests ask about it."""
+
+    @cache
+    def look(name: str, theme: str) -> Visit:
+        context = browser.new_context(viewport=DESKTOP, color_scheme=theme)
+        try:
+            found = Visit(watch(context, book_server))
+            page = context.new_page()
+            page.goto(f"{book_server}/{name}")
+            settle(page)
+            assert page.evaluate("document.documentElement.dataset.theme") == theme
+            found.links = page.evaluate(LINKS)
+            found.pictures = page.evaluate(PICTURES)
+            found.raw_math = page.evaluate(RAW_MATH)
+            if theme == "light":
+                found.axe = run_axe(page)
+            page.set_viewport_size(PHONE)
+            settle(page)
+            page.wait_for_timeout(350)  # the theme answers a change of size after 300 ms
+            found.too_wide = page.evaluate(TOO_WIDE)
+            width = page.evaluate("document.scrollingElement.scrollWidth")
+            if width > PHONE["width"]:
+                found.too_wide.append(f"the page is {width} px wide")
+            if theme == "dark":  # so both sizes and both themes are seen in two passes
+                found.axe = run_axe(page)
+        finally:
+            context.close()
+        return found
+
+    return look
+
+
+def run_axe(page: Page) -> str:
+    """Return what axe finds wrong with a page, one line for each element, or nothing."""
+    results = Axe().run(page, context=AXE_CONTEXT, options=AXE_OPTIONS)
+    return "\n".join(
+        f"{violation['id']} ({violation['help']}): {' '.join(map(str, node['target']))}"
+        for violation in results.response["violations"]
+        for node in violation["nodes"]
+    )
+
+
+class Anchors(HTMLParser):
+    """Collects the ids of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids.update(value for name, value in attrs if name == "id" and value)
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    return Anchors(path.read_text(encoding="utf-8")).ids
+
+
+def table_of_contents() -> list[str]:
+    """Return the pages that _toc.yml names, without their suffix."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return [re.sub(r"\.(ipynb|md)$", "", name) for name in [toc["root"], *files]]
+
+
+def test_every_page_of_the_contents_is_built_and_no_other():
+    pages = {f"{name}.html" for name in table_of_contents()}
+    assert set(PAGES) == pages | {"search.html"}
+
+
+def test_home_leads_to_every_chapter(visit, book_server):
+    links = {urldefrag(link).url for link in visit("book/index.html", "light").links}
+    chapters = [name for name in table_of_contents() if re.fullmatch(r"book/\d\d_\w+", name)]
+    missing = [name for name in chapters if f"{book_server}/{name}.html" not in links]
+    assert not missing, f"add to the map in book/index.md: {missing}"
+
+
+def test_root_leads_home(page):
+    page.goto("/")
+    page.wait_for_url("**/book/index.html")
+
+
+@each_page
+@each_theme
+def test_nothing_goes_wrong_and_nothing_leaves(visit, name, theme):
+    problems = visit(name, theme).problems
+    assert not problems, "\n".join(problems)
+
+
+@each_page
+def test_opens_without_a_server(browser, name):
+    context = browser.new_context(viewport=DESKTOP)
+    problems = watch(context, BOOK.as_uri())
+    page = context.new_page()
+    page.goto((BOOK / name).as_uri())
+    settle(page)
+    raw_math = page.evaluate(RAW_MATH)
+    context.close()
+    assert not problems + raw_math, "\n".join(problems + raw_math)
+
+
+@each_page
+@each_theme
+def test_axe_finds_nothing(visit, name, theme):
+    violations = visit(name, theme).axe
+    assert not violations, violations
+
+
+@each_page
+@each_theme
+def test_fits_a_phone(visit, name, theme):
+    too_wide = visit(name, theme).too_wide
+    assert not too_wide, "wider than 390 px:\n" + "\n".join(too_wide)
+
+
+@each_page
+def test_pictures_are_described(visit, name):
+    poor = [
+        picture
+        for picture in visit(name, "light").pictures
+        if len(picture["name"].strip()) < (20 if picture["inText"] else 1)
+        or re.search(r"\.(png|svg|jpe?g)$|^[\w./-]*/[\w./-]*$", picture["name"].strip())
+    ]
+    assert not poor, "\n".join(f"{p['source']}: alt text {p['name']!r}" for p in poor)
+
+
+@each_page
+def test_equations_are_typeset(visit, name):
+    raw_math = visit(name, "light").raw_math
+    assert not raw_math, "\n".join(raw_math)
+
+
+@each_page
+def test_links_lead_somewhere(visit, book_server, name):
+    broken = []
+    for link in sorted(set(visit(name, "light").links)):
+        if not link.startswith(book_server):
+            continue
+        address, anchor = urldefrag(link)
+        target = BOOK / unquote(address.removeprefix(book_server).lstrip("/")).split("?")[0]
+        if not target.is_file():
+            broken.append(f"{link}: no such file")
+        elif anchor and unquote(anchor) not in anchors(target):
+            broken.append(f"{link}: no such place on the page")
+    assert not broken, "\n".join(broken)
+
+
+def test_copy_button_copies_the_code(page, book_server):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=book_server)
+    page.goto("/book/colab.html")
+    block = page.locator("div.highlight", has=page.locator("button.copybtn")).first
+    block.hover()
+    block.locator("button.copybtn").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == block.locator("pre").inner_text().strip() != ""
+
+
+def test_contents_open_and_close_on_a_phone(page):
+    page.set_viewport_size(PHONE)
+    page.goto("/book/index.html")
+    link = page.get_by_role("navigation", name="Main").get_by_role("link", name="Notation")
+    assert not link.is_visible()
+    page.locator("button.primary-toggle").click()
+    link.wait_for(state="visible")
+    page.keyboard.press("Escape")
+    link.wait_for(state="hidden")
+    page.locator("button.primary-toggle").click()
+    link.click()
+    page.wait_for_url("**/book/notation.html")
+
+
+def test_theme_switch_changes_the_colours_and_is_remembered(page):
+    page.goto("/book/index.html")
+    theme = "document.documentElement.dataset.theme"
+    seen = {page.evaluate(theme)}
+    for _ in range(2):
+        page.locator(".theme-switch-button:visible").first.click()
+        seen.add(page.evaluate(theme))
+    assert seen == {"light", "dark"}
+    chosen = page.evaluate(theme)
+    page.goto("/book/notation.html")
+    assert page.evaluate(theme) == chosen
+
+
+def test_keyboard_skips_to_the_text(page):
+    page.goto("/book/notation.html")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main-content")
+
+
+@pytest.mark.parametrize("how", ["http", "file"])
+def test_search_finds_a_word_without_a_network(browser, book_server, how):
+    home = book_server if how == "http" else BOOK.as_uri()
+    context = browser.new_context(viewport=DESKTOP)
+    problems = watch(context, home)
+    page = context.new_page()
+    page.goto(f"{home}/search.html?q=candidate")
+    page.locator("#search-results li a").first.wait_for(timeout=PAGE_TIMEOUT)
+    found = page.locator("#search-results li a").all_inner_texts()
+    context.close()
+    assert "Notation" in found
+    assert not problems, "\n".join(problems)
