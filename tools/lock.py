@@ -1,5 +1,6 @@
 """Pin requirements.txt anew: install the newest set that pyproject.toml admits, and freeze it."""
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ def main() -> None:
             capture_output=True,
             text=True,
         ).stdout
+    frozen = re.sub(r"\+\w+$", "", frozen, flags=re.MULTILINE)  # torch==2.13.0+cpu
     (ROOT / "requirements.txt").write_text(HEADER + frozen, encoding="utf-8")
     print(f"requirements.txt now pins {len(frozen.splitlines())} packages.", file=sys.stderr)
 
