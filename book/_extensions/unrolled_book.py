@@ -10,9 +10,11 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+from flax import nnx
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
+from sphinx.ext import autodoc
 
 STATIC = "book/static"
 ROOT_PAGE = """\
@@ -89,9 +91,27 @@ def write_root_page(app: Sphinx, exception: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 
+def read_as_plain_text(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Let a docstring say (*batch, features) and `RNN`s: reStructuredText sees markup in both."""
+
+    def escape(match: re.Match[str]) -> str:
+        return {"*": r"\*", "`s": r"`\ s"}.get(match[0], match[0])
+
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            code, star, plural = r"`[^`]*`(?!s\b)", r"(?<=[( ])\*(?=\w+(?:[,)]|$))", r"(?<=\w)`s\b"
+            lines[i] = re.sub(f"{code}|{star}|{plural}", escape, line)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure)
+    # Show the arguments of a module's __init__, not the (*args, **kwargs) of Flax's metaclass.
+    call = type(nnx.Module).__call__
+    autodoc._METACLASS_CALL_BLACKLIST.append(f"{call.__module__}.{call.__qualname__}")
     app.connect("env-get-outdated", remove_old_pages)
     app.connect("env-updated", rewrite_when_the_contents_change)
+    app.connect("autodoc-process-docstring", read_as_plain_text, priority=400)  # before napoleon
     app.connect("build-finished", write_root_page, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,11 +5,9 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
 
-// The keyboard can scroll what the mouse can: the theme sees to code and tables, this to the rest.
-const SCROLLING = 'mjx-container[display="true"], .bd-article dt.sig';
-
+// The keyboard can scroll what the mouse can: the theme sees to code and tables, this to equations.
 function focusWhatScrolls() {
-  for (const element of document.querySelectorAll(SCROLLING)) {
+  for (const element of document.querySelectorAll('mjx-container[display="true"]')) {
     if (element.scrollWidth > element.clientWidth) element.tabIndex = 0;
     else element.removeAttribute("tabindex");
   }

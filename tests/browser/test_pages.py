@@ -15,6 +15,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
+import unrolled
 from tests.browser.conftest import BOOK, DESKTOP, PAGE_TIMEOUT, PHONE, settle, watch
 
 pytestmark = pytest.mark.browser
@@ -154,8 +155,10 @@ def anchors(path: Path) -> set[str]:
 def table_of_contents() -> list[str]:
     """Return the pages that _toc.yml names, without their suffix."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    return [re.sub(r"\.(ipynb|md)$", "", name) for name in [toc["root"], *files]]
+    entries = [entry for part in toc["parts"] for entry in part["chapters"]]
+    entries += [section for entry in entries for section in entry.get("sections", [])]
+    files = [toc["root"], *(entry["file"] for entry in entries)]
+    return [re.sub(r"\.(ipynb|md)$", "", name) for name in files]
 
 
 def test_every_page_of_the_contents_is_built_and_no_other():
@@ -168,6 +171,12 @@ def test_home_leads_to_every_chapter(visit, book_server):
     chapters = [name for name in table_of_contents() if re.fullmatch(r"book/\d\d_\w+", name)]
     missing = [name for name in chapters if f"{book_server}/{name}.html" not in links]
     assert not missing, f"add to the map in book/index.md: {missing}"
+
+
+def test_api_reference_has_every_public_name():
+    found = {name for page in (BOOK / "book/api").glob("*.html") for name in anchors(page)}
+    missing = [name for name in unrolled.__all__ if f"unrolled.{name}" not in found]
+    assert not missing, f"add to a page in book/api: {missing}"
 
 
 def test_root_leads_home(page):
