@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
-from types import MappingProxyType
+from functools import partial, update_wrapper
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import jax
@@ -117,6 +117,19 @@ def orthogonal_per_gate(
     return jnp.concatenate(blocks, axis=-1)  # (hidden, gates * hidden)
 
 
+class _ShapeMethod:
+    """A method that takes a shape: `nnx.tabulate`, which traces plain methods, leaves it alone."""
+
+    def __init__(self, function: Callable[..., Any]):
+        update_wrapper(self, function)
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else MethodType(self.__wrapped__, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+
 class RNNCellBase(nnx.Module):
     """What `RNN` needs to know of a cell: subclass it to write your own.
 
@@ -145,6 +158,7 @@ class RNNCellBase(nnx.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(carry, inputs)")
 
+    @_ShapeMethod
     def initialize_carry(
         self,
         input_shape: tuple[int, ...],
@@ -252,6 +266,7 @@ class _FeatureCell(RNNCellBase):
         )
         return input_linear, recurrent_linear
 
+    @_ShapeMethod
     def initialize_carry(
         self,
         input_shape: tuple[int, ...],
@@ -897,6 +912,7 @@ class LearnedCarry(RNNCellBase):
         """Advance the wrapped cell by one step; see its `__call__`."""
         return self.cell(carry, inputs)
 
+    @_ShapeMethod
     def initialize_carry(
         self,
         input_shape: tuple[int, ...],

@@ -1,0 +1,764 @@
+"""`RNN`, `Bidirectional` and `StackedRNN` against Python loops, through every transformation."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import oracle
+from unrolled.cells import (
+    GRUCell,
+    LearnedCarry,
+    LSTMCell,
+    OptimizedLSTMCell,
+    RNNCellBase,
+    SimpleCell,
+)
+from unrolled.layers import RNN, Bidirectional, StackedRNN
+from unrolled.sequences import flip_sequences
+
+CELLS = {
+    "simple": SimpleCell,
+    "gru": GRUCell,
+    "gru before": lambda *sizes, **options: GRUCell(*sizes, reset_after=False, **options),
+    "lstm": LSTMCell,
+    "lstm optimized": OptimizedLSTMCell,
+}
+IN, HIDDEN = 2, 3
+LENGTHS = {(): 3, (3,): [4, 0, 2], (2, 2): [[4, 1], [0, 3]]}
+
+
+def make_cell(kind="gru", in_features=IN, hidden_features=HIDDEN, seed=0, **options):
+    """A cell whose biases are not zero, so that a lost bias is noticed."""
+    bias_init = nnx.initializers.normal(0.5)
+    return CELLS[kind](
+        in_features, hidden_features, bias_init=bias_init, rngs=nnx.Rngs(seed), **options
+    )
+
+
+def make_inputs(*shape, seed=1):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def close(actual, expected, atol=3e-6):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5), actual, expected
+    )
+
+
+def carry_parts(carry):
+    return carry if isinstance(carry, tuple) else (carry,)
+
+
+FLAGS = list(itertools.product([False, True], repeat=3))
+
+
+@pytest.mark.parametrize("batch", LENGTHS, ids=str)
+@pytest.mark.parametrize("with_lengths", [False, True], ids=["full", "ragged"])
+def test_every_combination_of_options_agrees_with_a_loop(batch, with_lengths):
+    cell = make_cell("lstm")
+    lengths = LENGTHS[batch] if with_lengths else None
+    rnn = RNN(cell)
+    for time_major, reverse, keep_order in FLAGS:
+        shape = (4, *batch, IN) if time_major else (*batch, 4, IN)
+        x = make_inputs(*shape)
+        options = {"time_major": time_major, "reverse": reverse, "keep_order": keep_order}
+        expected_carry, expected = oracle.run(cell, x, lengths=lengths, **options)
+        carry, outputs = rnn(x, seq_lengths=lengths, return_carry=True, **options)
+        close(outputs, expected)
+        close(carry, expected_carry)
+        close(rnn(x, seq_lengths=lengths, return_carry=False, **options), expected)
+        made_so = RNN(cell, return_carry=True, **options)
+        close(made_so(x, seq_lengths=lengths), (expected_carry, expected))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_random_cases_agree_with_a_loop(data):
+    kind = data.draw(st.sampled_from(sorted(CELLS)))
+    batch = data.draw(st.sampled_from([(), (3,), (2, 2)]))
+    num_steps = data.draw(st.sampled_from([0, 1, 4]))
+    size = int(np.prod(batch, dtype=int))
+    lengths = data.draw(
+        st.none() | st.lists(st.integers(0, num_steps), min_size=size, max_size=size)
+    )
+    lengths = None if lengths is None else np.array(lengths, int).reshape(batch)
+    flags = ("time_major", "reverse", "keep_order")
+    options = {name: data.draw(st.booleans(), label=name) for name in flags}
+    cell = make_cell(kind, seed=data.draw(st.integers(0, 5)))
+    x = make_inputs(
+        *((num_steps, *batch, IN) if options["time_major"] else (*batch, num_steps, IN))
+    )
+    carry = None
+    if data.draw(st.booleans(), label="own carry"):
+        parts = len(cell.carry_names)
+        carry = tuple(make_inputs(*batch, HIDDEN, seed=part) for part in range(parts))
+    expected_carry, expected = oracle.run(cell, x, carry=carry, lengths=lengths, **options)
+    initial = carry if carry is None or len(carry) == 2 else carry[0]
+    final, outputs = RNN(cell)(
+        x, seq_lengths=lengths, initial_carry=initial, return_carry=True, **options
+    )
+    close(outputs, expected)
+    close(carry_parts(final), expected_carry)
+
+
+def loop_in_jax(cell, x, lengths, reverse=False, carry=None):
+    """The same recurrence as an unrolled loop over rows, differentiable, in the order of time."""
+    outputs, finals = [], []
+    for row, length in enumerate(lengths):
+        state = cell.initialize_carry((IN,))
+        if carry is not None:
+            state = jax.tree.map(lambda part: part[row], carry)  # noqa: B023
+        steps = {}
+        for t in reversed(range(length)) if reverse else range(length):
+            state, steps[t] = cell(state, x[row, t])
+        zero = jnp.zeros(cell.hidden_features, x.dtype)
+        outputs.append(jnp.stack([steps.get(t, zero) for t in range(x.shape[1])]))
+        finals.append(state)
+    return jax.tree.map(lambda *rows: jnp.stack(rows), *finals), jnp.stack(outputs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", CELLS)
+def test_gradients_agree_with_an_unrolled_loop_in_float64(kind, reverse):
+    with jax.enable_x64(True):
+        cell = make_cell(kind, dtype=jnp.float64, param_dtype=jnp.float64)
+        x = make_inputs(3, 4, IN)
+        lengths = [4, 0, 2]
+        carry = jax.tree.map(lambda part: 0.3 + part, cell.initialize_carry((3, IN)))
+        probe = make_inputs(3, 4, HIDDEN, seed=7)
+
+        def loss(run):
+            def value(params, x, carry):
+                nnx.update(module := nnx.clone(cell), params)
+                final, outputs = run(module, x, carry)
+                final = sum((part**2).sum() for part in jax.tree.leaves(final))
+                return (outputs * probe).sum() + final
+
+            return jax.value_and_grad(value, argnums=(0, 1, 2))(
+                nnx.state(cell, nnx.Param), x, carry
+            )
+
+        ours = loss(
+            lambda cell, x, carry: RNN(cell, reverse=reverse, keep_order=True)(
+                x, initial_carry=carry, seq_lengths=lengths, return_carry=True
+            )
+        )
+        expected = loss(lambda cell, x, carry: loop_in_jax(cell, x, lengths, reverse, carry))
+        assert ours[0].dtype == jnp.float64
+        close(ours, expected, atol=1e-12)
+
+
+def test_the_carry_and_unroll_of_a_long_run():
+    cell = make_cell()
+    x = make_inputs(2, 7, IN)
+    first, _ = RNN(cell)(x[:, :3], return_carry=True)
+    halves = RNN(cell)(x[:, 3:], initial_carry=first)
+    whole = RNN(cell)(x)
+    close(halves, whole[:, 3:])
+    close(RNN(cell, unroll=3)(x), whole)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_nan_in_padding_reaches_neither_outputs_nor_gradients(kind):
+    rnn = RNN(make_cell(kind))
+    layer = Bidirectional(rnn, RNN(make_cell(kind, seed=2)))
+    x, lengths = make_inputs(3, 5, IN), jnp.array([5, 0, 2])
+    poisoned = x.at[1].set(jnp.nan).at[2, 2:].set(jnp.nan)
+    for module in (rnn, layer):
+
+        def loss(module, x):
+            carry, outputs = module(x, seq_lengths=lengths, return_carry=True)
+            return (outputs**2).sum() + sum((part**2).sum() for part in jax.tree.leaves(carry))
+
+        clean = nnx.value_and_grad(loss, argnums=(0, 1))(module, x)
+        dirty = nnx.value_and_grad(loss, argnums=(0, 1))(module, poisoned)
+        close(dirty, clean)
+        grad_x = dirty[1][1]
+        assert not np.any(grad_x[1]) and not np.any(grad_x[2, 2:])
+        outputs = module(poisoned, seq_lengths=lengths)
+        assert not np.any(outputs[1]) and not np.any(outputs[2, 2:])
+
+
+def test_a_call_outside_jit_traces_the_cell_once():
+    traced = []
+
+    class Counting(GRUCell):
+        def __call__(self, carry, inputs):
+            traced.append(1)
+            return super().__call__(carry, inputs)
+
+    rnn = RNN(Counting(IN, HIDDEN, rngs=nnx.Rngs(0)))
+    rnn(make_inputs(2, 4, IN))
+    first = len(traced)
+    for seed in range(3):
+        rnn(make_inputs(2, 4, IN, seed=seed))
+    RNN(Counting(IN, HIDDEN, rngs=nnx.Rngs(1)))(make_inputs(2, 4, IN))
+    assert len(traced) == first
+
+
+def test_carries_are_not_stacked():
+    """No array in the gradient's program holds a carry for every step of a ragged forward pass."""
+    rnn = RNN(make_cell("gru", hidden_features=5))
+    jaxpr = jax.make_jaxpr(lambda x: rnn(x, seq_lengths=jnp.array([7, 3]), return_carry=True))(
+        make_inputs(2, 7, IN)
+    )
+    stacked = [v.aval.shape for v in jaxpr.eqns[-1].outvars]
+    assert sorted(stacked) == [(2, 5), (2, 7, 5)]
+    inner = str(jaxpr)
+    assert inner.count("f32[7,2,5]") <= 2  # the scan's outputs, and the same array moved
+
+
+TRANSFORMS = {
+    "plain jit": lambda f: jax.jit(f),
+    "nnx jit": lambda f: nnx.jit(f),
+    "checkpoint": lambda f: jax.checkpoint(f),
+    "vmap": lambda f: lambda x: jax.vmap(f)(x[:, None])[:, 0],
+    "scan": lambda f: lambda x: jax.lax.scan(lambda c, x: (c, f(x)), 0, x[None])[1][0],
+    "jit of checkpoint": lambda f: jax.jit(jax.checkpoint(f)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_works_inside_a_transformation_that_closes_over_it(transform):
+    rnn = RNN(make_cell("lstm"))
+    layer = Bidirectional(rnn, RNN(make_cell("lstm", seed=2)))
+    x = make_inputs(2, 4, IN)
+    for module in (rnn, layer, StackedRNN([layer, RNN(make_cell("gru", 2 * HIDDEN))])):
+        close(TRANSFORMS[transform](lambda x: module(x))(x), module(x))  # noqa: B023
+
+
+def test_derivatives_of_every_kind():
+    rnn = RNN(make_cell("gru"))
+    x = make_inputs(2, 3, IN)
+
+    def f(x):
+        return (rnn(x) ** 2).sum()
+
+    grad = jax.grad(f)(x)
+    tangent = make_inputs(2, 3, IN, seed=5)
+    _, slope = jax.jvp(f, (x,), (tangent,))
+    np.testing.assert_allclose(slope, (grad * tangent).sum(), rtol=1e-4)
+    close(jax.jacfwd(f)(x), grad, atol=1e-5)
+    close(jax.grad(jax.checkpoint(f))(x), grad)
+    assert jax.hessian(f)(x).shape == (2, 3, IN, 2, 3, IN)
+    assert jax.eval_shape(f, x).shape == ()
+
+
+def test_split_merge_pickle_deepcopy_and_vmap_over_modules():
+    rnn = RNN(make_cell("lstm"))
+    layer = Bidirectional(rnn, RNN(make_cell("lstm", seed=2)))
+    stack = StackedRNN([layer, RNN(LearnedCarry(make_cell("gru", 2 * HIDDEN)))])
+    x = make_inputs(2, 4, IN)
+    for module in (rnn, layer, stack):
+        expected = module(x)
+        close(nnx.merge(*nnx.split(module))(x), expected)
+        close(pickle.loads(pickle.dumps(module))(x), expected)
+        close(copy.deepcopy(module)(x), expected)
+        close(nnx.clone(module)(x), expected)
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(key):
+        return RNN(GRUCell(IN, HIDDEN, rngs=nnx.Rngs(key)), rngs=False)
+
+    ensemble = make(jax.random.split(jax.random.key(0), 3))
+    outputs = nnx.vmap(lambda rnn, x: rnn(x), in_axes=(0, None))(ensemble, x)
+    assert outputs.shape == (3, 2, 4, HIDDEN)
+    assert float(jnp.std(outputs, axis=0).min()) > 0
+
+
+def test_pickled_activations_are_the_public_functions():
+    cell = GRUCell(
+        IN, HIDDEN, gate_fn=jax.nn.hard_sigmoid, activation_fn=jax.nn.relu, rngs=nnx.Rngs(0)
+    )
+    again = pickle.loads(pickle.dumps(cell))
+    assert again.gate_fn is jax.nn.hard_sigmoid and again.activation_fn is jax.nn.relu
+
+
+def test_tabulate_works_and_breaks_nothing():
+    rnn, x = RNN(make_cell("lstm")), make_inputs(2, 4, IN)
+    before = rnn(x)
+    assert "LSTMCell" in nnx.tabulate(rnn, x)
+    close(rnn(x), before)
+
+
+# Initial carries
+
+
+def test_initial_carries_are_broadcast_and_cast():
+    rnn, x = RNN(make_cell("lstm"), return_carry=True), make_inputs(2, 4, IN)
+    one = (jnp.full((HIDDEN,), 0.2), jnp.full((HIDDEN,), -0.1))
+    full = jax.tree.map(lambda part: jnp.broadcast_to(part, (2, HIDDEN)), one)
+    expected = rnn(x, initial_carry=full)
+    close(rnn(x, initial_carry=one), expected)
+    close(rnn(x, initial_carry=jax.tree.map(lambda part: part[None], one)), expected)
+    close(rnn(x, initial_carry=list(full)), expected)
+    close(rnn(x, initial_carry=jax.tree.map(np.asarray, full)), expected)
+    half = jax.tree.map(lambda part: part.astype(jnp.bfloat16), full)
+    carry, _ = rnn(x, initial_carry=half)
+    assert carry[0].dtype == jnp.float32
+    ints = jax.tree.map(lambda part: jnp.zeros(part.shape, int), full)
+    close(rnn(x, initial_carry=ints), rnn(x))
+
+
+def test_a_zero_carry_draws_nothing_and_a_random_one_draws_as_in_flax():
+    x = make_inputs(2, 4, IN)
+    rngs = nnx.Rngs(3)
+    rnn = RNN(make_cell(), rngs=nnx.Rngs(carry=1))
+    rnn(x)
+    rnn(x, rngs=rngs)
+    assert rnn.rngs.count[...] == 0 and rngs.default.count[...] == 0
+    init = nnx.initializers.normal(1.0)
+    for make in (RNN, nnx.RNN):
+        for rngs in (True, nnx.Rngs(carry=1)):
+            other = nnx.RNN if make is RNN else RNN
+            a = make(LSTMCell(IN, HIDDEN, carry_init=init, rngs=nnx.Rngs(0)), rngs=rngs)
+            b = other(
+                LSTMCell(IN, HIDDEN, carry_init=init, rngs=nnx.Rngs(0)),
+                rngs=True if rngs is True else nnx.Rngs(carry=1),
+            )
+            close(a(x), b(x))
+            close(a(x), b(x))
+
+
+@pytest.mark.parametrize(
+    "rngs", [True, False, nnx.Rngs(0), nnx.RngStream(0, tag="carry")], ids=repr
+)
+def test_every_kind_of_rngs_is_accepted(rngs):
+    x = make_inputs(2, 4, IN)
+    close(RNN(make_cell(), rngs=rngs)(x), RNN(make_cell())(x))
+    Bidirectional(RNN(make_cell()), RNN(make_cell()), rngs=rngs)(x)
+
+
+def test_a_learned_carry_is_trained_and_starts_rows_without_steps():
+    cell = LearnedCarry(
+        make_cell("lstm"), carry_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(4)
+    )
+    rnn, x = RNN(cell, return_carry=True), make_inputs(2, 3, IN)
+    learned = cell.initial.get_value()
+    assert jax.tree.map(jnp.shape, learned) == ((HIDDEN,), (HIDDEN,))
+    close(rnn(x), RNN(cell.cell, return_carry=True)(x, initial_carry=learned))
+    carry, _ = rnn(x, seq_lengths=[0, 3])
+    close(jax.tree.map(lambda part: part[0], carry), learned)
+    grads = nnx.grad(lambda rnn: (rnn(x)[1] ** 2).sum())(rnn)
+    assert all(jnp.any(part != 0) for part in jax.tree.leaves(grads["cell"]["initial"]))
+    other = cell.initialize_carry((5, IN), nnx.Rngs(0), nnx.initializers.ones_init())
+    close(other, (jnp.ones((5, HIDDEN)),) * 2)
+
+
+# Cells of one's own
+
+
+class Resetting(RNNCellBase):
+    """A cell with two inputs: a reset flag brings the carry back to zero."""
+
+    def __init__(self, cell):
+        self.cell = cell
+
+    def __call__(self, carry, inputs):
+        x, reset = inputs
+        carry = jnp.where(reset[..., None], 0.0, carry)
+        return self.cell(carry, x)
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return self.cell.initialize_carry(input_shape, rngs, carry_init)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_inputs_may_be_a_pytree(time_major):
+    cell, x = make_cell(), make_inputs(2, 5, IN)
+    resets = jnp.array([[0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    layout = (lambda a: jnp.swapaxes(a, 0, 1)) if time_major else (lambda a: a)
+    rnn = RNN(Resetting(cell), time_major=time_major)
+    outputs = layout(rnn((layout(x), layout(resets))))
+    close(outputs[0, 2:], RNN(cell)(x[0, 2:]))
+    close(outputs[1], RNN(cell)(x[1]))
+    ragged = rnn((layout(x), layout(resets)), seq_lengths=[4, 2], reverse=True, keep_order=True)
+    close(layout(ragged)[0, :3], RNN(cell, reverse=True, keep_order=True)(x[0, :3]))
+
+
+class Stateful(RNNCellBase):
+    """Counts its steps, as BatchNorm-like state would; adds the count to its input."""
+
+    def __init__(self):
+        self.count = nnx.BatchStat(jnp.zeros(()))
+        self.weight = nnx.Param(jnp.ones(()))
+
+    def __call__(self, carry, inputs):
+        self.count[...] = self.count[...] + 1
+        carry = carry + self.weight[...] * inputs
+        return carry, carry * 0 + self.count[...]
+
+    def initialize_carry(self, input_shape, rngs=None):
+        return jnp.zeros(input_shape)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_state_inside_the_scan_is_carried_from_step_to_step_and_written_back(jit):
+    rnn = RNN(Stateful())
+    call = nnx.jit(lambda rnn, x: rnn(x)) if jit else lambda rnn, x: rnn(x)
+    close(call(rnn, jnp.zeros((1, 4, 1)))[0, :, 0], np.array([1.0, 2, 3, 4]))
+    close(call(rnn, jnp.zeros((1, 4, 1)))[0, :, 0], np.array([5.0, 6, 7, 8]))
+    assert rnn.cell.count[...] == 8
+
+
+def test_state_axes_choose_what_a_step_sees():
+    dropped = RNN(Stateful(), state_axes={nnx.BatchStat: None, ...: nnx.Carry})
+    close(dropped(jnp.zeros((1, 3, 1)))[0, :, 0], np.ones(3))
+    assert dropped.cell.count[...] == 0
+
+    sliced = RNN(Stateful(), state_axes={nnx.BatchStat: 0, ...: nnx.Carry})
+    sliced.cell.count[...] = jnp.array([10.0, 20.0, 30.0])
+    close(sliced(jnp.zeros((1, 3, 1)))[0, :, 0], np.array([11.0, 21, 31]))
+    close(sliced.cell.count[...], np.array([11.0, 21, 31]))
+
+    per_step = RNN(Stateful(), state_axes=nnx.StateAxes({nnx.Param: 0, ...: nnx.Carry}))
+    per_step.cell.weight[...] = jnp.array([1.0, 10.0, 100.0])
+    carry, _ = per_step(jnp.ones((1, 3, 1)), return_carry=True)
+    assert carry[0, 0] == 111
+
+    with pytest.raises(ValueError, match=r"state_axes says nothing about.*\.\.\.: nnx.Carry"):
+        RNN(Stateful(), state_axes={nnx.BatchStat: None})(jnp.ones((1, 3, 1)))
+
+
+class Dropping(GRUCell):
+    """Recurrent dropout by a subclass that overrides `__call__`."""
+
+    def __init__(self, *args, rngs, **kwargs):
+        super().__init__(*args, rngs=rngs, **kwargs)
+        self.dropout = nnx.Dropout(0.5, rng_collection="recurrent_dropout", rngs=rngs)
+
+    def __call__(self, carry, inputs):
+        dropped = self.dropout(jnp.ones_like(carry))
+        carry, _ = super().__call__(carry, inputs)
+        return carry, dropped
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_recurrent_dropout_shares_its_mask_within_a_call_if_asked(jit):
+    def run(rnn):
+        call = nnx.jit(lambda rnn, x: rnn(x)) if jit else lambda rnn, x: rnn(x)
+        return call(rnn, jnp.zeros((1, 6, IN)))[0]  # the mask at each step
+
+    def cell():
+        return Dropping(IN, 32, rngs=nnx.Rngs(0, recurrent_dropout=1))
+
+    rnn = RNN(cell(), broadcast_rngs="recurrent_dropout")
+    first, second = run(rnn), run(rnn)
+    assert (first == first[0]).all() and (second == second[0]).all()
+    assert (first != second).any()
+    fresh = run(RNN(cell()))
+    assert all((fresh[t] != fresh[t + 1]).any() for t in range(5))
+    rnn.eval()
+    assert (run(rnn) == 1).all()
+
+
+def test_a_cell_may_be_any_module_and_lose_precision_in_its_carry():
+    class Foreign(nnx.Module):
+        def __call__(self, carry, inputs):
+            count, total = carry["count"], carry["total"]
+            total = (total + inputs).astype(jnp.bfloat16)
+            return {"count": count + 1, "total": total}, {"double": 2 * total}
+
+        def initialize_carry(self, input_shape, rngs):
+            batch = input_shape[:-1]
+            return {"count": jnp.zeros(batch, int), "total": jnp.zeros(input_shape)}
+
+    carry, outputs = RNN(Foreign())(jnp.ones((2, 3, 1)), seq_lengths=[3, 1], return_carry=True)
+    assert carry["total"].dtype == jnp.float32 and carry["count"].dtype == jnp.int32
+    close(carry["count"], np.array([3, 1]))
+    close(outputs["double"][..., 0], np.array([[2.0, 4, 6], [2, 0, 0]]))
+
+
+def test_convolutional_cells_have_more_feature_axes():
+    class Smear(RNNCellBase):
+        num_feature_axes = 3
+
+        def __call__(self, carry, inputs):
+            carry = 0.5 * carry + inputs
+            return carry, carry
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return jnp.zeros(input_shape)
+
+    x = make_inputs(2, 5, 3, 3, 1)
+    outputs = RNN(Smear(), reverse=True, keep_order=True)(x, seq_lengths=[5, 2])
+    close(outputs[1, 0], 0.5 * x[1, 1] + x[1, 0])
+    assert not np.any(outputs[1, 2:])
+
+
+# Dtypes
+
+DTYPES = [None, jnp.float32, jnp.bfloat16, jnp.float16]
+
+
+@pytest.mark.parametrize("kind", ["simple", "gru", "gru before", "lstm", "lstm optimized"])
+def test_every_mixture_of_dtypes_runs_and_the_output_has_dtype(kind):
+    for dtype, param_dtype in itertools.product(DTYPES, DTYPES[1:]):
+        if kind == "simple" and dtype is None:
+            continue  # its default is float32; None is tried below
+        cell = CELLS[kind](IN, HIDDEN, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        carry_dtype = param_dtype if dtype is None else jnp.promote_types(dtype, param_dtype)
+        initial = jax.tree.leaves(cell.initialize_carry((2, IN)))[0]
+        assert initial.dtype == carry_dtype
+        for input_dtype in DTYPES[1:]:
+            x = make_inputs(2, 3, IN).astype(input_dtype)
+            carry, outputs = jax.eval_shape(
+                lambda x: RNN(cell)(x, seq_lengths=jnp.array([3, 1]), return_carry=True),  # noqa: B023
+                x,
+            )
+            computed = jnp.promote_types(input_dtype, param_dtype) if dtype is None else dtype
+            assert outputs.dtype == computed
+            for part in jax.tree.leaves(carry):
+                assert part.dtype == jnp.promote_types(carry_dtype, computed)
+
+
+def test_float64_inputs_run_with_default_cells():
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 3, IN), jnp.float64)
+        for kind in CELLS:
+            outputs = RNN(make_cell(kind))(x)
+            assert outputs.dtype == (jnp.float32 if kind == "simple" else jnp.float64)
+        assert RNN(make_cell("simple", dtype=None))(x).dtype == jnp.float64
+
+
+# Two directions
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("batch", LENGTHS, ids=str)
+def test_bidirectional_agrees_with_loops(batch, with_lengths, time_major):
+    forward, backward = make_cell("lstm"), make_cell("gru", seed=2)
+    lengths = LENGTHS[batch] if with_lengths else None
+    x = make_inputs(*((4, *batch, IN) if time_major else (*batch, 4, IN)))
+    layer = Bidirectional(RNN(forward), RNN(backward), time_major=time_major, return_carry=True)
+    carries, outputs = layer(x, seq_lengths=lengths)
+    options = {"lengths": lengths, "time_major": time_major}
+    forward_carry, forward_outputs = oracle.run(forward, x, **options)
+    backward_carry, backward_outputs = oracle.run(
+        backward, x, reverse=True, keep_order=True, **options
+    )
+    expected = np.concatenate([forward_outputs, backward_outputs], axis=-1)
+    close(outputs, expected)
+    close(carries, (forward_carry, backward_carry[0]))
+    close(layer(x, seq_lengths=lengths, return_carry=False), expected)
+    initial = jax.tree.map(lambda part: part + 0.5, carries)
+    again, _ = layer(x, initial_carry=initial, seq_lengths=lengths)
+    close(again[1], oracle.run(backward, x, carry=(initial[1],), reverse=True, **options)[0][0])
+
+
+def test_bidirectional_reversed_is_bidirectional_over_flipped_inputs():
+    layer = Bidirectional(RNN(make_cell()), RNN(make_cell(seed=2)))
+    x, lengths = make_inputs(3, 4, IN), [4, 0, 2]
+    flipped = flip_sequences(x, lengths, 1, False)
+    expected = layer(flipped, seq_lengths=lengths)
+    close(layer(x, seq_lengths=lengths, reverse=True), expected)
+    in_order = layer(x, seq_lengths=lengths, reverse=True, keep_order=True)
+    close(in_order, flip_sequences(expected, lengths, 1, False))
+
+
+def test_bidirectional_honours_the_options_of_its_layers_and_merges_as_told():
+    x = make_inputs(4, 2, IN)  # time first
+    options = {"time_major": True, "return_carry": True}
+    layer = Bidirectional(RNN(make_cell(), **options), RNN(make_cell(seed=2), **options))
+    plain = Bidirectional(RNN(make_cell()), RNN(make_cell(seed=2)))
+    carry, outputs = layer(x)
+    close((carry, outputs), plain(x, **options))
+    summed = Bidirectional(RNN(make_cell()), RNN(make_cell(seed=2)), merge_fn=jnp.add)
+    both = plain(x)
+    close(summed(x), both[..., :HIDDEN] + both[..., HIDDEN:])
+
+
+def test_mismatched_layers_are_named():
+    with pytest.raises(ValueError, match="time_major=True, backward_rnn with time_major=False"):
+        Bidirectional(RNN(make_cell(), time_major=True), RNN(make_cell()))
+    with pytest.raises(ValueError, match="return_carry=False, backward_rnn with return_carry=True"):
+        Bidirectional(RNN(make_cell()), RNN(make_cell(), return_carry=True))
+    with pytest.raises(ValueError, match=r"forward_rnn was made with reverse=True.*exchanged"):
+        Bidirectional(RNN(make_cell(), reverse=True), RNN(make_cell()))
+    with pytest.raises(ValueError, match="in_features=2, backward_rnn has in_features=5"):
+        Bidirectional(RNN(make_cell()), RNN(make_cell(in_features=5)))
+    with pytest.raises(ValueError, match=r"expected the pair \(forward carry, backward carry\)"):
+        layer = Bidirectional(RNN(make_cell()), RNN(make_cell()))
+        layer(make_inputs(2, 3, IN), initial_carry=jnp.zeros((2, HIDDEN)))
+    rnn = RNN(make_cell())
+    with pytest.warns(UserWarning, match="one object and share their parameters"):
+        Bidirectional(rnn, rnn)
+
+
+# Several layers
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_stack_runs_its_layers_one_after_another(time_major):
+    bottom = Bidirectional(RNN(make_cell()), RNN(make_cell(seed=2)))
+    top = RNN(make_cell("lstm", 2 * HIDDEN))
+    stack = StackedRNN([bottom, top], time_major=time_major)
+    x = make_inputs(*((5, 3, IN) if time_major else (3, 5, IN)))
+    options = {"seq_lengths": [5, 0, 2], "return_carry": True, "time_major": time_major}
+    carry_0, hidden = bottom(x, **options)
+    carry_1, expected = top(hidden, **options)
+    carries, outputs = stack(x, seq_lengths=[5, 0, 2], return_carry=True)
+    close((carries, outputs), ((carry_0, carry_1), expected))
+    close(stack(x, seq_lengths=[5, 0, 2], initial_carry=[None, None]), expected)
+
+    def flip(sequence):
+        return flip_sequences(sequence, [5, 0, 2], 1, time_major)
+
+    reversed_outputs = stack(x, seq_lengths=[5, 0, 2], reverse=True)
+    close(reversed_outputs, stack(flip(x), seq_lengths=[5, 0, 2]))
+    in_order = stack(x, seq_lengths=[5, 0, 2], reverse=True, keep_order=True)
+    close(in_order, flip(reversed_outputs))
+
+
+def test_a_stack_can_be_one_direction_of_two():
+    forward, backward = (
+        StackedRNN([RNN(make_cell(seed=seed)), RNN(make_cell("gru", HIDDEN, seed=seed + 1))])
+        for seed in (0, 5)
+    )
+    x, lengths = make_inputs(2, 4, IN), [4, 2]
+    outputs = Bidirectional(forward, backward)(x, seq_lengths=lengths)
+    expected = flip_sequences(
+        backward(flip_sequences(x, lengths, 1, False), seq_lengths=lengths), lengths, 1, False
+    )
+    close(outputs, jnp.concatenate([forward(x, seq_lengths=lengths), expected], -1))
+
+
+def test_dropout_between_layers():
+    layers = [RNN(make_cell()), RNN(make_cell("gru", HIDDEN))]
+    stack, x = StackedRNN(layers, dropout_rate=0.5, rngs=nnx.Rngs(0)), make_inputs(2, 4, IN)
+    plain = StackedRNN(layers)
+    assert jnp.any(stack(x) != stack(x))
+    stack.eval()
+    close(stack(x), plain(x))
+
+
+def test_wrong_stacks_are_named():
+    with pytest.raises(ValueError, match="no layers"):
+        StackedRNN([])
+    with pytest.raises(ValueError, match="differ in time_major"):
+        StackedRNN([RNN(make_cell(), time_major=True), RNN(make_cell())])
+    with pytest.raises(ValueError, match=r"dropout_rate is 0.5, which needs random keys"):
+        StackedRNN([RNN(make_cell())], dropout_rate=0.5)
+    with pytest.raises(ValueError, match="one carry for each layer; expected a tuple of 1"):
+        StackedRNN([RNN(make_cell())])(make_inputs(2, 3, IN), initial_carry=jnp.zeros((2, HIDDEN)))
+    with pytest.raises(ValueError, match="in_features=2"):
+        StackedRNN([RNN(make_cell()), RNN(make_cell())])(make_inputs(2, 3, IN))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        (GRUCell, "the class GRUCell; expected a cell made from it"),
+        (lambda carry, x: (carry, x), "got a function; expected a cell"),
+        (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "got a Linear; expected a cell.*initialize_carry"),
+        (RNN(make_cell()), "got a RNN; expected a cell.*StackedRNN"),
+        (None, "got a NoneType"),
+    ],
+    ids=["class", "function", "Linear", "RNN", "None"],
+)
+def test_what_is_not_a_cell_is_named(cell, message):
+    with pytest.raises(TypeError, match=message):
+        RNN(cell)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "shape, options, message",
+    [
+        (
+            (3, 4, 5),
+            {},
+            r"GRUCell: inputs of one step have shape \(3, 5\); expected \(\*batch, 2\)",
+        ),
+        (
+            (2,),
+            {},
+            r"inputs have shape \(2,\); expected \(\*batch, time, \*features\).*inputs\[...",
+        ),
+        (
+            (3, 4, 2),
+            {"initial_carry": np.zeros((3, 5))},
+            r"h has shape \(3, 5\); expected \(3, 3\)",
+        ),
+        (
+            (3, 4, 2),
+            {"initial_carry": np.zeros((4, 3))},
+            r"h has shape \(4, 3\); expected \(3, 3\)",
+        ),
+        ((3, 4, 2), {"initial_carry": (np.zeros((3, 3)),) * 2}, "h is a tuple; expected one array"),
+        ((3, 4, 2), {"seq_lengths": [1, 2]}, r"seq_lengths has shape \(2,\); expected \(3,\)"),
+        ((3, 4, 2), {"seq_lengths": [1, 2, 5]}, "seq_lengths holds 5.*only 4 steps"),
+        ((3, 4, 2), {"seq_lengths": [1, 2, -1]}, "seq_lengths holds -1"),
+    ],
+)
+def test_what_does_not_fit_is_named(shape, options, message, jit):
+    rnn = RNN(make_cell())
+    call = jax.jit(lambda x: rnn(x, **options)) if jit else lambda x: rnn(x, **options)
+    with pytest.raises(ValueError, match=message):
+        call(jnp.zeros(shape))
+
+
+def test_other_mistakes_are_named():
+    x = jnp.zeros((3, 4, IN))
+    with pytest.raises(TypeError, match="seq_lengths has dtype float32"):
+        RNN(make_cell())(x, seq_lengths=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"the carry is a .*expected the pair \(c, h\)"):
+        RNN(make_cell("lstm"))(x, initial_carry=jnp.zeros((3, HIDDEN)))
+    with pytest.raises(TypeError, match=r"rngs is a int; expected nnx.Rngs\(0\)"):
+        RNN(make_cell(), rngs=7)
+    with pytest.raises(ValueError, match="needs a random key: pass rngs"):
+        RNN(make_cell(carry_init=nnx.initializers.normal()), rngs=False)(x)
+    with pytest.raises(ValueError, match="arrays that share batch and time"):
+        RNN(Resetting(make_cell()))((x, jnp.zeros((3, 5))))
+    with pytest.raises(ValueError, match="inputs holds no arrays"):
+        RNN(make_cell())(())
+
+    class Forgetful(RNNCellBase):
+        def __call__(self, carry, inputs):
+            return carry
+
+        def initialize_carry(self, input_shape, rngs):
+            return jnp.zeros(input_shape)
+
+    with pytest.raises(TypeError, match=r"Forgetful returned a .*expected the pair \(new_carry"):
+        RNN(Forgetful())(x)
+
+    class Growing(Forgetful):
+        def __call__(self, carry, inputs):
+            return (carry, carry), inputs
+
+    with pytest.raises(ValueError, match=r"initial carry has 1 arrays.*step returns 2"):
+        RNN(Growing())(x)
+
+    class Shrinking(Forgetful):
+        def __call__(self, carry, inputs):
+            return carry[..., :1], inputs
+
+    with pytest.raises(ValueError, match=r"array of shape \(3, 2\) where a step returns.*\(3, 1\)"):
+        RNN(Shrinking())(x)
+
+    class Adding(Forgetful):
+        def __call__(self, carry, inputs):
+            self.extra = nnx.Param(jnp.zeros(1))
+            return carry, inputs
+
+    with pytest.raises(ValueError, match=r"adds or removes variables in a step.*extra"):
+        RNN(Adding())(x)
+    with pytest.raises(NotImplementedError, match="does not define __call__"):
+        RNNCellBase()(None, None)
+    with pytest.raises(NotImplementedError, match="does not define initialize_carry"):
+        RNNCellBase().initialize_carry((2,))
