@@ -123,3 +123,39 @@ def arrow(
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         ax.text(x, y + 0.12, text, ha="center", va="bottom", color=color, fontsize=11)
+
+
+def draw_gru_step(ax: Axes) -> None:
+    """Draw the data flow in one step of a GRU: from the old state and the input to the new state.
+
+    Args:
+      ax: empty axes about 1.6 times as wide as high.
+    """
+    blank_axes(ax, 11.2, 6.8)
+    hidden, given, candidate = COLORS["hidden"], COLORS["input"], COLORS["candidate"]
+    reset, update = COLORS["reset"], COLORS["update"]
+    top, middle, bottom = 6.2, 3.0, 0.6
+    upper, lower = middle + 0.68, middle - 0.68  # edges of the boxes in the middle
+
+    box(ax, (0.7, top), "$h_{t-1}$", color=hidden, size=(1.2, 0.8))
+    box(ax, (0.7, bottom), "$x_t$", color=given, size=(1.2, 0.8))
+    box(ax, (2.3, middle), "reset\n$r_t$  $\\sigma$", color=reset, size=(1.4, 1.3))
+    box(ax, (3.7, 4.6), r"$\odot$", size=(0.6, 0.6), fontsize=15)
+    box(ax, (4.6, middle), "candidate\n$\\tilde h_t$  tanh", color=candidate, size=(1.9, 1.3))
+    box(ax, (6.9, middle), "update\n$z_t$  $\\sigma$", color=update, size=(1.4, 1.3))
+    box(ax, (9.2, middle), "blend\n$(1-z)h+z\\tilde h$", color=hidden, size=(2.2, 1.3))
+    box(ax, (9.2, bottom), "$h_t$", color=hidden, size=(1.2, 0.8))
+
+    ax.plot([1.35, 9.2], [top, top], color=hidden, linewidth=1.6)
+    for x, end in {2.3: upper, 3.7: 4.92, 6.9: upper, 9.2: upper}.items():
+        arrow(ax, (x, top), (x, end), color=hidden)
+    ax.plot([1.35, 6.9], [bottom, bottom], color=given, linewidth=1.6)
+    for x in (2.3, 4.6, 6.9):
+        arrow(ax, (x, bottom), (x, lower), color=given)
+    arrow(ax, (2.7, upper), (3.38, 4.5), color=reset)
+    arrow(ax, (3.9, 4.28), (4.3, upper), color=hidden)
+    ax.plot([6.6, 7.2], [4.6, 4.6], color="white", linewidth=7)  # a bridge over the arrow to z
+    ax.plot([5.2, 5.2, 8.5], [upper, 4.6, 4.6], color=candidate, linewidth=1.6)
+    arrow(ax, (8.5, 4.6), (8.5, upper), color=candidate)
+    arrow(ax, (7.62, middle), (8.06, middle), color=update)
+    arrow(ax, (9.2, lower), (9.2, bottom + 0.42), color=hidden)

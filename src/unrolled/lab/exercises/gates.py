@@ -1,0 +1,238 @@
+"""The exercises of chapter 2: one step of a GRU and what its gates do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from unrolled.gru import PARAMETER_SHAPES
+from unrolled.lab.exercises._base import Wrong, exercise, expect_array, expect_close, run
+
+Arrays = dict[str, np.ndarray]
+
+
+@exercise("2.1", "How long does a unit remember?", "easy")
+def half_life(function: Callable[[float], Any]) -> str:
+    for b in (-3.0, -1.5, 0.0, 2.0):
+        z = _sigmoid(b)
+        half = np.log(0.5)
+        mistakes = {
+            "You used b itself as z. The update gate is z = sigma(b).": (
+                half / np.log(1 - b) if b < 0 else np.inf
+            ),
+            "You followed z instead of 1 - z. What is left of the state after one step is 1 - z "
+            "of it.": half / np.log(z),
+            "The sign is wrong: log(1/2) is negative and so is log(1 - z), so n is positive.": (
+                -half / np.log(1 - z)
+            ),
+            "You computed the share that one step leaves. How many such steps make one half?": (
+                1 - z
+            ),
+            "You left out log(1/2): after that many steps 1/e = 37 % is left, not half.": (
+                -1 / np.log(1 - z)
+            ),
+            "You wrote log(1 - z) / log(1/2). Solve n log(1 - z) = log(1/2) for n: it is the other "
+            "way up.": np.log(1 - z) / half,
+            "You took 1 / z, which is close for small z only. The answer needs a logarithm.": 1 / z,
+            "The number of steps need not be whole: leave it as it is, without rounding.": (
+                np.ceil(half / np.log(1 - z))
+            ),
+            "The number of steps need not be whole: leave it as it is, without rounding it.": (
+                np.round(half / np.log(1 - z))
+            ),
+        }
+        expect_close(
+            run(function, b),
+            half / np.log(1 - z),
+            name=f"half_life({b})",
+            mistakes=mistakes,
+            tolerance=1e-4,
+            otherwise="Solve (1 - z)^n = 1/2 for n, with z = sigma(b).",
+        )
+    return "a bias of -3 keeps half of the state for 14 steps, a bias of 0 for one."
+
+
+@exercise("2.2", "The other way round", "medium")
+def to_keeping(function: Callable[[Arrays], Any]) -> str:
+    rng = np.random.default_rng(2)
+    sizes = {"input_dim": 3, "hidden_dim": 4}
+    params = {
+        name: rng.normal(size=[sizes[dim] for dim in dims])
+        for name, dims in PARAMETER_SHAPES.items()
+    }
+    given = {name: array.copy() for name, array in params.items()}
+    answer = _parameters(run(function, given), sizes)
+    if any(not np.array_equal(given[name], params[name]) for name in params):
+        raise Wrong(
+            "You changed the dict you were given, or an array in it. Make a new dict, for example "
+            'with params | {"name": new_value}.'
+        )
+    h_prev, x_t = np.tanh(rng.normal(size=(20, 4))), rng.normal(size=(20, 3))
+
+    def states(step: Callable, changed: Arrays) -> np.ndarray:
+        return np.array([step(changed, h, x) for h, x in zip(h_prev, x_t)])
+
+    def negated(*names: str) -> np.ndarray:
+        return states(_keeping_step, params | {name: -params[name] for name in names})
+
+    complement = params | {name: 1 - params[name] for name in ("Wz", "Uz", "bz")}
+    mistakes = {
+        "The parameters are as they were, so the gate keeps where it should write.": negated(),
+        "bz has kept its sign: the bias is part of a as well.": negated("Wz", "Uz"),
+        "Uz has kept its sign: the gate looks at the state, too.": negated("Wz", "bz"),
+        "Wz has kept its sign: the gate looks at the input, too.": negated("Uz", "bz"),
+        "Only the bias has been negated. Both matrices are part of a as well.": negated("bz"),
+        "You turned the reset gate as well. Only the update gate's meaning differs.": negated(
+            "Wz", "Uz", "bz", "Wr", "Ur", "br"
+        ),
+        "You negated every array. Only the update gate's meaning differs.": negated(*params),
+        "You took 1 minus each array. It is the gate that has to become 1 - z, not its weights: "
+        "1 - sigma(a) = sigma(-a).": states(_keeping_step, complement),
+    }
+    expect_close(
+        states(_keeping_step, answer),
+        states(_step, params),
+        name="the new state",
+        mistakes=mistakes,
+        otherwise="Change only what belongs to the update gate, so that its a becomes -a.",
+    )
+    return "the library's step gives the same 20 states as gru_step, from parameters alone."
+
+
+@exercise("2.3", "A unit that counts", "hard")
+def counter(function: Callable[[], Any]) -> str:
+    params = _parameters(run(function), {"input_dim": 1, "hidden_dim": 1})
+    after_pulse = _states(params, [1.0])[0]
+    idle = _states(params, np.zeros(100))[-1]
+    if abs(idle) > 1e-3:
+        raise Wrong(
+            f"With no pulse at all the state should stay 0, but after 100 quiet steps it is "
+            f"{idle:.3f}: the update gate is not closed enough when the input is 0."
+        )
+    if abs(after_pulse - 0.5) > 2e-3:
+        update = _gates(params, 0.0, 1.0)[0]
+        if abs(update - 0.5) > 2e-3:
+            raise Wrong(
+                f"After the first pulse the state is {after_pulse:.3f}; expected 0.5. Your update "
+                f"gate is {update:.3f} at a pulse, so it writes that much of the candidate; for "
+                "half of the way it must be 0.5."
+            )
+        raise Wrong(
+            f"After the first pulse the state is {after_pulse:.3f}; expected 0.5. The update gate "
+            f"is right, {update:.3f}, but the candidate is {after_pulse / update:.3f} where it "
+            "should be 1."
+        )
+    pulses = np.ones(6)
+    expected = 1 - 0.5 ** np.arange(1, 7)
+    quick = _states(params, pulses)
+    if np.abs(quick - expected).max() > 5e-3:
+        n = int(np.argmax(np.abs(quick - expected) > 5e-3)) + 1
+        raise Wrong(
+            f"The first pulse is counted, but after {n} pulses the state is {quick[n - 1]:.3f}; "
+            f"expected {expected[n - 1]:.3f}. The gate and the candidate must be the same at every "
+            "pulse, whatever the state is: they should not look at it."
+        )
+    gaps = np.zeros((6, 101))
+    gaps[:, 0] = 1.0
+    slow = _states(params, gaps.ravel()).reshape(6, 101)
+    drift = np.abs(slow[:, -1] - slow[:, 0]).max()
+    if drift > 1e-3:
+        raise Wrong(
+            f"It counts, but while it waits it forgets: 100 quiet steps between two pulses change "
+            f"the state by {drift:.3f}. Close the update gate more tightly when the input is 0."
+        )
+    return "six pulses give 0.500, 0.750, ... 0.984, and 100 quiet steps between them do no harm."
+
+
+@exercise("2.4", "The highest value so far", "open")
+def highest_so_far(function: Callable[[], Any]) -> str:
+    params = _parameters(run(function), {"input_dim": 1, "hidden_dim": 1})
+    rng = np.random.default_rng(4)
+    jump = np.concatenate([np.zeros(3), [0.3], np.zeros(60)])
+    states = _states(params, jump)
+    if abs(states[2]) > 0.04:
+        raise Wrong(f"With only zeros to read the state should stay 0, but it is {states[2]:.3f}.")
+    if abs(states[3] - 0.3) > 0.04:
+        update, _, candidate = _gates(params, states[2], 0.3)
+        why = (
+            f"the update gate is only {update:.2f} although the input is above the state"
+            if update < 0.9
+            else f"the candidate is {candidate:.3f}, not the input"
+        )
+        raise Wrong(f"After a first 0.3 the state is {states[3]:.3f}: {why}.")
+    if abs(states[-1] - 0.3) > 0.04:
+        raise Wrong(
+            f"After 0.3 and 60 zeros the state is {states[-1]:.3f}: the highest value fades while "
+            "smaller ones come in. The update gate should close when the input is below the state."
+        )
+    worst, place = 0.0, ""
+    for order in ("in rising order", "in falling order", "in mixed order", "that go up and down"):
+        inputs = rng.uniform(0, 0.3, 60)
+        if order == "in rising order":
+            inputs = np.sort(inputs)
+        elif order == "in falling order":
+            inputs = np.sort(inputs)[::-1]
+        elif order == "that go up and down":
+            inputs = np.tile([0.05, 0.2, 0.1, 0.3, 0.25], 12)
+        error = np.abs(_states(params, inputs) - np.maximum.accumulate(inputs)).max()
+        if error > worst:
+            worst, place = error, order
+    if worst > 0.04:
+        raise Wrong(
+            f"On 60 values {place} the state is off by up to {worst:.3f}; 0.04 is allowed. Make "
+            "the switch between keeping and writing sharper (an input just below the state finds "
+            "the gate half open), or the candidate closer to the input."
+        )
+    return f"on four kinds of sequences the state is never off by more than {worst:.3f}."
+
+
+def _parameters(params: Any, sizes: Mapping[str, int]) -> Arrays:
+    """Return the reader's parameters as float64 arrays of the right shapes, or say which is not."""
+    if not isinstance(params, Mapping):
+        raise Wrong(f"expected a dict of nine arrays, but got a {type(params).__name__}.")
+    missing = [name for name in PARAMETER_SHAPES if name not in params]
+    if missing:
+        raise Wrong(f"The dict lacks {', '.join(missing)}: return all nine parameters.")
+    return {
+        name: expect_array(params[name], tuple(sizes[dim] for dim in dims), name)
+        for name, dims in PARAMETER_SHAPES.items()
+    }
+
+
+def _sigmoid(a: Any) -> Any:
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(a)))  # without overflow for large negative a
+
+
+def _parts(params: Arrays, h_prev: np.ndarray, x_t: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return (update, reset, candidate), in float64."""
+    update = _sigmoid(params["Wz"] @ x_t + params["Uz"] @ h_prev + params["bz"])
+    reset = _sigmoid(params["Wr"] @ x_t + params["Ur"] @ h_prev + params["br"])
+    candidate = np.tanh(params["Wh"] @ x_t + params["Uh"] @ (reset * h_prev) + params["bh"])
+    return update, reset, candidate
+
+
+def _step(params: Arrays, h_prev: np.ndarray, x_t: np.ndarray) -> np.ndarray:
+    update, _, candidate = _parts(params, h_prev, x_t)
+    return (1 - update) * h_prev + update * candidate
+
+
+def _keeping_step(params: Arrays, h_prev: np.ndarray, x_t: np.ndarray) -> np.ndarray:
+    keep, _, candidate = _parts(params, h_prev, x_t)
+    return keep * h_prev + (1 - keep) * candidate
+
+
+def _gates(params: Arrays, h_prev: float, x_t: float) -> tuple[float, ...]:
+    """Return (update, reset, candidate) of a unit with one input, as plain numbers."""
+    parts = _parts(params, np.array([h_prev]), np.array([x_t]))
+    return tuple(float(part[0]) for part in parts)
+
+
+def _states(params: Arrays, inputs: Any) -> np.ndarray:
+    """Return the state of a unit with one input after each of `inputs`, started from 0."""
+    h, states = np.zeros(1), []
+    for x_t in inputs:
+        h = _step(params, h, np.array([x_t]))
+        states.append(h[0])
+    return np.array(states)

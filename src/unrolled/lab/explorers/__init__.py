@@ -1,0 +1,10 @@
+"""Explorers: figures with sliders that work in the rendered page, without a kernel.
+
+Each explorer is a small class in a module of its own, with a JavaScript file of the same name; what
+they share is in `_base.py` and `base.js`.
+"""
+
+from unrolled.lab.explorers._base import Explorer
+from unrolled.lab.explorers.gates import GatesExplorer
+
+__all__ = ["Explorer", "GatesExplorer"]

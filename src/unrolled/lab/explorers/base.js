@@ -1,0 +1,85 @@
+// What every explorer shares: labelled sliders, numbers, a picture, a spoken sentence, dark mode.
+// Nothing moves by itself, so there is no motion to reduce. An explorer extends this class with
+//   static title, static intro        what it is and how to use it, in one sentence
+//   static controls                   [{ name, label, min, max, step, color, more }]
+//   compute(state)                    the numbers, kept in `element.values`
+//   rows(values)                      [[label, number]] to print
+//   sentence(values, state)           the same for the ear
+//   picture(values, state)            the inside of an SVG of 340 by `static height` units
+const STYLE = `
+:host { display: block; box-sizing: border-box; max-width: 52rem; padding: 1rem;
+  border: 1px solid var(--pst-color-border, #8888); border-radius: .5rem; line-height: 1.4;
+  background: var(--pst-color-background, transparent); color: var(--pst-color-text-base, inherit);
+  font-family: var(--pst-font-family-base, system-ui, sans-serif); font-size: 1rem;
+  --input: #007958; --hidden: #0072B2; --reset: #C44E00; --update: #B37A00; --candidate: #B0578D }
+:host([dark]) { color-scheme: dark;
+  --input: #4cc9a0; --hidden: #6cb6f0; --reset: #ff9a5c; --update: #e8b44a; --candidate: #e39ac6 }
+p { margin: 0 0 .75rem }
+.panes { display: grid; gap: 1rem 2rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)) }
+label { display: flex; justify-content: space-between }
+input { display: block; width: 100%; height: 1.75rem; margin: 0 0 .4rem; accent-color: var(--c) }
+summary, button { cursor: pointer; padding: .3rem 0; min-height: 1.5rem }
+button { font: inherit; color: inherit; background: none; border: 1px solid; border-radius: .4rem;
+  padding: .3rem 1rem; margin-top: .5rem }
+:focus-visible { outline: 3px solid var(--hidden); outline-offset: 2px }
+svg { display: block; width: 100%; height: auto; font-size: 13px; fill: currentColor }
+dl { display: grid; grid-template-columns: 1fr auto; gap: .1rem 1rem; margin: 0 0 .75rem }
+dd { margin: 0; text-align: right }
+dd, span, svg { font-variant-numeric: tabular-nums }
+[aria-live] { margin: .75rem 0 0 }`;
+
+const show = (value, digits = 2) => {
+  const text = Math.abs(value).toFixed(digits);
+  return (value < 0 && +text ? "−" : "") + text;
+};
+
+class Explorer extends HTMLElement {
+  connectedCallback() {
+    if (this.shadowRoot) return;
+    const { title, intro, controls, height } = this.constructor;
+    this.start = JSON.parse(this.dataset.start);
+    const slider = ({ name, label, min, max, step, color }) =>
+      `<label for="${name}"><span>${label}</span><span id="${name}-value" aria-hidden="true"></span></label>
+      <input type="range" id="${name}" min="${min}" max="${max}" step="${step}" style="--c:var(--${color})">`;
+    const sliders = (more) => controls.filter((c) => !c.more === !more).map(slider).join("");
+    const root = this.attachShadow({ mode: "open" });
+    root.innerHTML = `<style>${STYLE}</style><div role="group" aria-label="${title}"><p>${intro}</p>
+      <div class="panes"><div>${sliders(false)}
+      <details><summary>All weights</summary>${sliders(true)}</details>
+      <button type="button">Reset</button></div>
+      <div><dl></dl><svg viewBox="0 0 340 ${height}" role="img" aria-label="${title}: the numbers drawn"></svg></div>
+      </div><p aria-live="polite"></p></div>`;
+    this.find = (selector) => root.querySelector(selector);
+    root.addEventListener("input", ({ target }) => this.set({ [target.id]: +target.value }));
+    this.find("button").addEventListener("click", () => this.set(this.start));
+    this.set(this.start);
+    this.adapt();
+    const adapt = () => this.adapt();
+    new MutationObserver(adapt).observe(document.documentElement, { attributes: true });
+    new MutationObserver(adapt).observe(document.body, { attributes: true });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", adapt);
+  }
+
+  set(changes) {
+    this.state = { ...this.state, ...changes };
+    for (const [name, value] of Object.entries(changes)) {
+      this.find(`#${name}`).value = value;
+      this.find(`#${name}-value`).textContent = show(value);
+    }
+    this.values = this.compute(this.state);
+    this.find("dl").innerHTML = this.rows(this.values)
+      .map(([label, value]) => `<dt>${label}</dt><dd>${show(value, 4)}</dd>`).join("");
+    this.find("svg").innerHTML = this.picture(this.values, this.state);
+    clearTimeout(this.pending);
+    this.pending = setTimeout(() => {
+      this.find("[aria-live]").textContent = this.sentence(this.values, this.state);
+    }, 300);
+  }
+
+  // Light text means a dark page, in the book as in any notebook.
+  adapt() {
+    const [r, g, b] = getComputedStyle(this).color.match(/[\d.]+/g).map(Number);
+    this.toggleAttribute("dark", 0.3 * r + 0.6 * g + 0.1 * b > 128);
+  }
+}
