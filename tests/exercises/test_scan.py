@@ -1,0 +1,238 @@
+"""Chapter 3's checkers: untouched, right, and wrong in ways that readers are wrong."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled import gru_step
+from unrolled.lab.exercises import EXERCISES, judge
+
+scan = jax.lax.scan
+
+
+def running_max(start=-jnp.inf, output="new", choose=jnp.maximum, reverse=False, part=1):
+    def function(xs):
+        def step(highest, x):
+            new = choose(highest, x)
+            return new, {"new": new, "old": highest, "x": x}[output]
+
+        result = scan(step, jnp.float32(start), xs, reverse=reverse)
+        return result if part is None else result[part]
+
+    return function
+
+
+def with_gate(gate="z", state="h_prev", carry="h", outputs=None, invert=False, bias=True):
+    def function(params, initial_h, inputs):
+        def step(h_prev, x_t):
+            h_t, _ = gru_step(params, h_prev, x_t)
+            h = {"h_prev": h_prev, "h_t": h_t}[state]
+            total = params["W" + gate] @ x_t + params["U" + gate] @ h + bias * params["b" + gate]
+            update = jax.nn.sigmoid(total)
+            update = 1 - update if invert else update
+            out = {"h": h_t, "update": update}
+            if outputs is not None:
+                out = outputs(out, h_prev, total)
+            return {"h": h_t, "update": update}[carry], out
+
+        return scan(step, initial_h, inputs)
+
+    return function
+
+
+def keeping_gate(params, initial_h, inputs):
+    """Turn the update gate the other way in the state."""
+    flipped = {**params, **{name: -params[name] for name in ("Wz", "Uz", "bz")}}
+    return with_gate(invert=True)(flipped, initial_h, inputs)
+
+
+def both(inputs_back="flipped", turn=slice(None, None, -1), swap=False, same=False, axis=1):
+    def function(forward_params, backward_params, initial_h, inputs):
+        second = forward_params if same else backward_params
+
+        def step(carry, x):
+            a, _ = gru_step(forward_params, carry[0], x[0])
+            b, _ = gru_step(second, carry[1], x[1])
+            return (a, b), (a, b)
+
+        xs = (inputs, inputs[::-1] if inputs_back == "flipped" else inputs)
+        _, (a, b) = scan(step, (initial_h, initial_h), xs)
+        halves = [a, b[turn]]
+        return jnp.concatenate(halves[::-1] if swap else halves, axis=axis)
+
+    return function
+
+
+def two_scans(forward_params, backward_params, initial_h, inputs):
+    def run(params, reverse):
+        return scan(lambda h, x: gru_step(params, h, x), initial_h, inputs, reverse=reverse)[1]
+
+    return jnp.concatenate([run(forward_params, False), run(backward_params, True)], axis=1)
+
+
+def average(z, **options):
+    def function(xs):
+        def step(estimate, x):
+            estimate = (1 - z) * estimate + z * x
+            return estimate, estimate
+
+        return scan(step, xs[0], xs, **options)[1]
+
+    return function
+
+
+def whole_history(xs):
+    def step(memory, x):
+        memory = jnp.roll(memory, 1).at[0].set(x)
+        return memory, memory[:3].mean()
+
+    return scan(step, jnp.full(20, xs[0]), xs)[1]
+
+
+def window_as_input(xs):
+    padded = jnp.concatenate([jnp.full(4, xs[0]), xs])
+    windows = jnp.stack([padded[i : i + len(xs)] for i in range(5)], axis=1)
+    return scan(lambda carry, window: (carry, window.mean()), jnp.float32(0), windows)[1]
+
+
+def not_an_average(xs):
+    return scan(lambda total, x: (total + x, total + x), jnp.float32(0), xs)[1]
+
+
+def raises(*arguments):
+    return undefined_name  # noqa: F821
+
+
+RIGHT = {
+    "3.1": [
+        running_max(),
+        jax.jit(running_max()),
+        lambda xs: scan(lambda m, x: (jnp.maximum(m, x),) * 2, xs[0], xs)[1],
+    ],
+    "3.2": [with_gate(), jax.jit(with_gate())],
+    "3.3": [both(), jax.jit(both())],
+    "3.4": [average(0.3), average(0.4)],
+}
+
+STARTERS = {
+    "3.1": [lambda xs: ..., running_max(part=None, choose=lambda a, b: ...)],
+    "3.2": [lambda params, initial_h, inputs: ...],
+    "3.3": [lambda a, b, initial_h, inputs: ...],
+    "3.4": [lambda xs: ..., ...],
+}
+
+WRONG = {
+    "3.1": [
+        (running_max(start=0), "must not start at zero"),
+        (running_max(output="old"), "outputs the carry it was given"),
+        (running_max(start=0, output="old"), "comes one step late"),
+        (running_max(output="x"), "the numbers themselves"),
+        (running_max(start=jnp.inf, choose=jnp.minimum), "running minimum"),
+        (running_max(start=0, choose=jnp.add), "running sum"),
+        (running_max(reverse=True), "reverse=True"),
+        (running_max(part=0), "the final carry"),
+        (running_max(part=None), "return only the outputs"),
+        (lambda xs: jnp.cumsum(xs) * 0.5, "after each of -3, -5 and -1"),
+        (lambda xs: jax.lax.cummax(xs), "there is no scan in it"),
+        (lambda xs: np.maximum.accumulate(np.asarray(xs)), "cannot trace"),
+        (lambda xs: None, "returned None"),
+        (lambda xs: xs[:3], "expected"),
+        (running_max()(jnp.ones(3)), "Pass the function itself"),
+    ],
+    "3.2": [
+        (with_gate(state="h_t"), "computed from the new state"),
+        (with_gate(gate="r"), "reset gate"),
+        (with_gate(invert=True), "1 - z"),
+        (with_gate(bias=False), "lacks the bias"),
+        (keeping_gate, "turns the other way"),
+        (with_gate(outputs=lambda out, h, total: (out["h"], out["update"])), "should be a dict"),
+        (with_gate(outputs=lambda out, h, total: {"h": out["h"]}), "lacks `update`"),
+        (with_gate(outputs=lambda out, h, total: {**out, "h": h}), "one step late"),
+        (with_gate(outputs=lambda out, h, total: {**out, "update": total}), "before the sigmoid"),
+        (with_gate(outputs=lambda out, h, total: {**out, "update": out["h"]}), "hidden states"),
+        (
+            with_gate(
+                outputs=lambda out, h, total: {"h": out["update"], "update": out["h"]},
+            ),
+            "swapped",
+        ),
+        (lambda p, h, xs: with_gate()(p, h, xs)[1], "should return the pair"),
+        (
+            lambda p, h, xs: (with_gate()(p, h, xs)[1]["update"][-1], with_gate()(p, h, xs)[1]),
+            "last update gate",
+        ),
+        (
+            lambda p, h, xs: (h, jax.tree.map(lambda a: a[-1], with_gate()(p, h, xs)[1])),
+            "scan stacks them",
+        ),
+    ],
+    "3.3": [
+        (both(turn=slice(None)), "order in which it was computed"),
+        (both(inputs_back="forward", turn=slice(None)), "read the inputs forwards. Scan over"),
+        (both(inputs_back="forward"), "It is the inputs that must be turned first"),
+        (both(swap=True), "swapped: the forward states come first"),
+        (both(same=True), "Both halves use forward_params"),
+        (both(turn=(slice(None), slice(None, None, -1))), "along the features and not along time"),
+        (both(axis=0), "axis=1"),
+        (lambda a, b, h, xs: both()(b, a, h, xs), "parameters are swapped"),
+        (
+            lambda a, b, h, xs: both(turn=slice(None))(a, b, h, xs[::-1])[
+                :, [4, 5, 6, 7, 0, 1, 2, 3]
+            ],
+            "Compare each half",
+        ),
+        (lambda a, b, h, xs: (h, both()(a, b, h, xs)), "returned a pair"),
+        (two_scans, "2 loops"),
+    ],
+    "3.4": [
+        (average(1.0), "follows the readings too closely"),
+        (average(0.02), "lags too far behind"),
+        (average(0.3, reverse=True), "seen the future"),
+        (lambda xs: 0.8 * average(0.3)(xs) + 0.2 * xs.mean(), "seen the future"),
+        (whole_history, "holds 20 numbers"),
+        (window_as_input, "handed 5 numbers"),
+        (not_an_average, "lags too far behind"),
+        (lambda xs: jnp.convolve(xs, jnp.ones(4) / 4)[: len(xs)], "there is no scan in it"),
+        (lambda xs: scan(lambda c, x: (c, c), xs[0], xs), "return only the outputs"),
+        (lambda xs: average(0.3)(xs)[1:], "one estimate for every reading"),
+        (lambda xs: xs / 0, "infinite"),
+    ],
+}
+
+
+def cases(table):
+    return [
+        pytest.param(number, answer, id=f"{number}-{index}")
+        for number, answers in table.items()
+        for index, answer in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize("number, answer", cases(RIGHT))
+def test_right(number, answer):
+    verdict, message = judge(EXERCISES[number], answer)
+    assert verdict == "right", message
+
+
+@pytest.mark.parametrize("number, answer", cases(STARTERS))
+def test_starter_is_not_started(number, answer):
+    assert judge(EXERCISES[number], answer)[0] == "not started"
+
+
+@pytest.mark.parametrize("number, case", cases(WRONG))
+def test_wrong_answers_are_told_what_is_wrong(number, case):
+    answer, words = case
+    verdict, message = judge(EXERCISES[number], answer)
+    assert verdict == "not yet"
+    assert words in message
+
+
+@pytest.mark.parametrize("number", ["3.1", "3.2", "3.3", "3.4"])
+def test_an_exception_is_told_with_its_line(number):
+    verdict, message = judge(EXERCISES[number], raises)
+    assert verdict == "not yet"
+    assert "NameError at line" in message
+    assert "return undefined_name" in message
