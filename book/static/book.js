@@ -5,6 +5,20 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
 
+// A line does not break between an equation and the comma or bracket after it.
+function keepPunctuation() {
+  for (const math of document.querySelectorAll(".bd-article span.math")) {
+    const after = math.nextSibling;
+    const mark = after?.nodeType === Node.TEXT_NODE && after.data.match(/^[,.;:!?)\]’”]+/)?.[0];
+    if (!mark) continue;
+    const unit = document.createElement("span");
+    unit.className = "no-break";
+    math.before(unit);
+    unit.append(math, mark);
+    after.data = after.data.slice(mark.length);
+  }
+}
+
 // The keyboard can scroll what the mouse can: the theme sees to code and tables, this to equations.
 function focusWhatScrolls() {
   for (const element of document.querySelectorAll('mjx-container[display="true"]')) {
@@ -13,6 +27,7 @@ function focusWhatScrolls() {
   }
 }
 
+document.addEventListener("DOMContentLoaded", keepPunctuation);
 window.addEventListener("load", () => {
   const typeset = window.MathJax?.startup?.promise ?? Promise.resolve();
   typeset.then(focusWhatScrolls);
