@@ -1,0 +1,228 @@
+"""Chapter 1's checkers: the starter, the right answer, wrong ones named, exceptions told."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled.lab.exercises import EXERCISES, judge
+
+
+def leaky(update, keep_first=False, before=False):
+    """A `leaky_states` that updates by `update(a, h, x_t)`."""
+
+    def leaky_states(a, inputs):
+        h, states = 0.0, [0.0] if keep_first else []
+        for x_t in np.asarray(inputs):
+            if before:
+                states.append(h)
+            h = update(a, h, x_t)
+            if not before:
+                states.append(h)
+        return np.stack(states)
+
+    return leaky_states
+
+
+def right_update(a, h, x_t):
+    return a * h + x_t
+
+
+def scan_leaky_states(a, inputs):
+    return jax.lax.scan(lambda h, x_t: (a * h + x_t,) * 2, 0.0, inputs)[1]
+
+
+def reaching(
+    back=True,
+    earlier_right=True,
+    order=2,
+    slopes="rows",
+    stop=True,
+    shift=0,
+    exhausted=0,
+    below=np.less,
+):
+    """A `reach` with each of its decisions open to a mistake."""
+
+    def reach(U, states, threshold):
+        U, states = np.asarray(U, float), np.asarray(states, float)
+        product, norms = np.eye(len(U)), []
+        for h_t in states[::-1] if back else states:
+            slope = np.diag(1 - h_t**2)
+            jacobian = {"rows": slope @ U, "columns": U @ slope, "none": U}[slopes]
+            product = product @ jacobian if earlier_right else jacobian @ product
+            norms.append(np.linalg.norm(product, ord=order))
+        under = [k for k, norm in enumerate(norms) if below(norm, threshold)]
+        if not under:
+            return len(states) + exhausted
+        return (under[0] if stop else len(norms) - len(under)) + shift
+
+    return reach
+
+
+def jax_reach(U, states, threshold):
+    product = jnp.eye(len(U))
+    for k, h_t in enumerate(states[::-1]):
+        product = product @ jnp.diag(1 - h_t**2) @ U
+        if jnp.linalg.norm(product, ord=2) < threshold:
+            return jnp.asarray(k)
+    return len(states)
+
+
+def backward_by_grad(params, z, initial_h, inputs, delta):
+    def final(initial_h, z):
+        h = initial_h
+        for t in range(len(inputs)):
+            candidate = jnp.tanh(params["W"] @ inputs[t] + params["U"] @ h + params["b"])
+            h = (1 - z) * h + z * candidate
+        return h
+
+    return jax.vjp(final, initial_h, z)[1](delta)
+
+
+def backward(
+    slope_of="candidate",
+    transposed=True,
+    with_z=True,
+    direct=True,
+    moved_first=False,
+    minus_old=True,
+    summed=True,
+    sign=1,
+    counted=True,
+    per_unit=False,
+):
+    """An `additive_backward` by hand with each of its decisions open to a mistake."""
+
+    def additive_backward(params, z, initial_h, inputs, delta):
+        W, U, b = (np.asarray(params[name], float) for name in "WUb")
+        states, candidates = [np.asarray(initial_h, float)], []
+        for x_t in np.asarray(inputs):
+            candidates.append(np.tanh(W @ x_t + U @ states[-1] + b))
+            states.append((1 - z) * states[-1] + z * candidates[-1])
+        delta, z_gradient = np.asarray(delta, float), 0.0
+        for t in reversed(range(len(inputs))):
+            response = states[t + 1] if slope_of == "state" else candidates[t]
+            later = delta
+            through = (U.T if transposed else U) @ ((1 - response**2) * delta)
+            delta = (1 - z) * delta * direct + through * (z if with_z else 1)
+            moved = delta if moved_first else later
+            share = moved * (candidates[t] - states[t] * minus_old)
+            share = share if per_unit else share.sum()
+            z_gradient = z_gradient + share if summed else share
+        return delta, sign * z_gradient * counted
+
+    return additive_backward
+
+
+def rotation(turns=1.0, scale=1.0, degrees=False, stretch=1.0):
+    """A `clock_weights` whose step is that many `turns` of the right angle."""
+
+    def clock_weights(steps):
+        angle = (360 if degrees else 2 * np.pi) * turns / steps
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        return scale * np.diag([stretch, 1]) @ turn @ np.diag([1 / stretch, 1])
+
+    return clock_weights
+
+
+RIGHT = {
+    "1.1": [leaky(right_update), scan_leaky_states, jax.jit(scan_leaky_states)],
+    "1.2": [reaching(), jax_reach],
+    "1.3": [backward(), backward_by_grad],
+    "1.4": [rotation(), rotation(turns=-1), rotation(turns=5)],
+}
+
+STARTERS = {
+    "1.1": lambda a, inputs: ...,
+    "1.2": lambda U, states, threshold: ...,
+    "1.3": lambda params, z, initial_h, inputs, delta: (..., ...),
+    "1.4": lambda steps: ...,
+}
+
+WRONG = [
+    ("1.1", lambda a, inputs: leaky(right_update)(a, inputs)[-1], "a single number"),
+    ("1.1", leaky(right_update, keep_first=True), "leave h_0 out"),
+    ("1.1", leaky(right_update, before=True), "before updating it"),
+    ("1.1", leaky(lambda a, h, x_t: a * (h + x_t)), "Only the old state leaks"),
+    ("1.1", leaky(lambda a, h, x_t: h + x_t), "The old state is kept whole"),
+    ("1.1", leaky(lambda a, h, x_t: x_t), "Is the old state in your update?"),
+    ("1.1", leaky(lambda a, h, x_t: (1 - a) * h + x_t), "(1 - a) where the equation has a"),
+    ("1.1", leaky(lambda a, h, x_t: a * h + (1 - a) * x_t), "Here it counts in full"),
+    ("1.1", leaky(lambda a, h, x_t: a * h - x_t), "Compare with h_1 = x_1"),
+    ("1.2", reaching(back=False, earlier_right=False), "You started at the first step"),
+    ("1.2", reaching(earlier_right=False), "the earlier step goes on the right"),
+    ("1.2", reaching(order="fro"), "Frobenius"),
+    ("1.2", reaching(slopes="none"), "The slopes are missing"),
+    ("1.2", reaching(slopes="columns"), "scale the columns"),
+    ("1.2", reaching(shift=1), "one too many"),
+    ("1.2", reaching(shift=-1), "one too few"),
+    ("1.2", reaching(stop=False), "may rise again"),
+    ("1.2", reaching(exhausted=1), "return T, here 5"),
+    ("1.2", reaching(below=np.less_equal), "Compare with `<`"),
+    ("1.2", lambda U, states, threshold: 2, "by your count"),
+    ("1.2", lambda U, states, threshold: 2.5, "whole number"),
+    ("1.2", lambda U, states, threshold: states, "Return one number"),
+    ("1.3", backward(slope_of="state"), "You used 1 - h_t²"),
+    ("1.3", backward(transposed=False), "must be transposed"),
+    ("1.3", backward(with_z=False), "lacks its factor z"),
+    ("1.3", backward(direct=False), "direct path is missing"),
+    ("1.3", backward(moved_first=True), "before you move it"),
+    ("1.3", backward(minus_old=False), "use c_t - h_{t-1}"),
+    ("1.3", backward(summed=False), "add the shares of all steps"),
+    ("1.3", backward(sign=-1), "wrong sign"),
+    ("1.3", backward(counted=False), "still 0"),
+    ("1.3", backward(per_unit=True), "sum over the units"),
+    ("1.3", lambda *args: (args[-1], 0.0), "carried back inside the loop"),
+    ("1.3", lambda *args: args[-1], "return two things"),
+    ("1.4", lambda steps: np.eye(2), "does not move at all"),
+    ("1.4", rotation(turns=2), "it should take 12, and not fewer"),
+    ("1.4", lambda steps: np.array([[0.0, 1.0], [1.0, 0.0]]), "is back after only 2 steps"),
+    ("1.4", rotation(degrees=True), "take radians"),
+    ("1.4", rotation(turns=0.4), "How large is the angle"),
+    ("1.4", rotation(scale=0.95), "its gradient vanishes"),
+    ("1.4", rotation(scale=1.1), "its gradient explodes"),
+    ("1.4", rotation(stretch=1.5), "depending on their direction"),
+    ("1.4", lambda steps: np.eye(3), "Two units need a (2, 2) matrix"),
+]
+
+
+@pytest.mark.parametrize("number", RIGHT)
+def test_a_starter_is_not_started(number):
+    assert judge(EXERCISES[number], STARTERS[number])[0] == "not started"
+    assert judge(EXERCISES[number], ...)[0] == "not started"
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [(number, answer) for number, answers in RIGHT.items() for answer in answers],
+)
+def test_a_right_answer_is_right(number, answer):
+    assert judge(EXERCISES[number], answer)[0] == "right"
+
+
+@pytest.mark.parametrize(("number", "answer", "named"), WRONG)
+def test_a_wrong_answer_is_told_what_is_wrong(number, answer, named):
+    verdict, message = judge(EXERCISES[number], answer)
+    assert verdict == "not yet"
+    assert named in message
+
+
+@pytest.mark.parametrize("number", RIGHT)
+def test_an_error_in_the_answer_is_named_with_its_line(number):
+    def answer(*args):
+        return undefined_name  # noqa: F821
+
+    verdict, message = judge(EXERCISES[number], answer)
+    assert verdict == "not yet"
+    assert "NameError" in message
+    assert "return undefined_name" in message
+
+
+@pytest.mark.parametrize("number", RIGHT)
+def test_returning_nothing_is_noticed(number):
+    verdict, message = judge(EXERCISES[number], lambda *args: None)
+    assert verdict == "not yet"
+    assert "returned None" in message
