@@ -1,0 +1,345 @@
+"""The exercises of chapter 4: axes, gradients, a backward pass by hand, and a memory budget."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.gru import PARAMETER_SHAPES, gru_sequence
+from unrolled.lab.exercises._base import Wrong, exercise, expect_array, expect_close, run
+
+INPUT_DIM, HIDDEN_DIM = 3, 4
+
+
+def _draw(shape: tuple[int, ...], seed: int, scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def _params(hidden_dim: int = HIDDEN_DIM, scale: float = 0.6) -> dict[str, jax.Array]:
+    sizes = {"input_dim": INPUT_DIM, "hidden_dim": hidden_dim}
+    return {
+        name: jnp.asarray(_draw(tuple(sizes[dim] for dim in dims), seed, scale))
+        for seed, (name, dims) in enumerate(PARAMETER_SHAPES.items())
+    }
+
+
+def _pair(value: object) -> tuple[object, object]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise Wrong("expected a pair `(final_h, outputs_h)`, as gru_sequence returns it.")
+    return value[0], value[1]
+
+
+@cache
+def _time_major_case() -> tuple:
+    params = _params()
+    initial_h = jnp.asarray(_draw((5, HIDDEN_DIM), 20))
+    inputs = jnp.asarray(_draw((7, 5, INPUT_DIM), 21))
+    run_all = jax.jit(jax.vmap(gru_sequence, in_axes=(None, 0, 1), out_axes=(0, 1)))
+    right = run_all(params, initial_h, inputs)
+    from_zeros = run_all(params, 0 * initial_h, inputs)
+    one_start = run_all(params, 0 * initial_h + initial_h[0], inputs)
+    return params, initial_h, inputs, right, from_zeros, one_start
+
+
+@exercise("4.1", "time first", "easy")
+def time_major(function) -> str:
+    """Map over axis 1 of inputs, axis 0 of initial_h, and put the batch back at axis 1."""
+    params, initial_h, inputs, right, from_zeros, one_start = _time_major_case()
+    time, batch = inputs.shape[:2]
+    try:
+        result = run(function, params, initial_h, inputs)
+    except Wrong as wrong:
+        if "inconsistent sizes" in str(wrong):
+            raise Wrong(
+                f"{wrong} Two arguments disagree about the batch size: along which axis of "
+                "inputs, (time, batch, input_dim), and of initial_h, (batch, hidden_dim), do the "
+                "examples lie?"
+            ) from None
+        if "has shape" in str(wrong):
+            raise Wrong(
+                f"{wrong} gru_sequence runs one sequence, so each mapped argument must lose "
+                "exactly its batch axis."
+            ) from None
+        raise
+    final_h, outputs_h = _pair(result)
+    shape = getattr(outputs_h, "shape", None)
+    if shape == (batch, time, HIDDEN_DIM):
+        raise Wrong(
+            f"outputs_h has shape {shape}: the batch axis is in front. Inputs came with time "
+            "first, so outputs should leave with time first; `out_axes` says where the batch "
+            "axis goes, one entry for each result."
+        )
+    if getattr(final_h, "shape", None) == (HIDDEN_DIM, batch):
+        raise Wrong(
+            f"final_h has shape {(HIDDEN_DIM, batch)}: the batch axis went to the end. `out_axes` "
+            "has one entry for final_h and one for outputs_h."
+        )
+    for name, value, k in (("final_h", final_h, 0), ("outputs_h", outputs_h, 1)):
+        expect_close(
+            value,
+            right[k],
+            name=name,
+            mistakes={
+                "the numbers are those of sequences that all start from zeros: pass initial_h "
+                "on to gru_sequence.": from_zeros[k],
+                "all sequences started from the first row of initial_h: each example has a row "
+                "of its own.": one_start[k],
+                "outputs_h runs backwards in time: keep the order of the inputs."
+                if name == "outputs_h"
+                else "": right[k][::-1],
+            },
+            otherwise="Does each example meet its own initial_h and its own inputs?",
+        )
+    return f"{batch} sequences of {time} steps went in and came out with time first."
+
+
+@cache
+def _norm_case() -> tuple:
+    params, initial_h = _params(), jnp.asarray(_draw((HIDDEN_DIM,), 30))
+    inputs = jnp.asarray(_draw((6, INPUT_DIM), 31))
+
+    def all_kinds(h):
+        final_h, outputs_h = gru_sequence(params, h, inputs)
+        kinds = [
+            jnp.linalg.norm(final_h),
+            (final_h**2).sum(),
+            jnp.linalg.norm(outputs_h),
+            final_h.sum(),
+            (final_h**2).mean(),
+            jnp.abs(final_h).sum(),
+        ]
+        return jnp.stack(kinds)
+
+    return params, initial_h, inputs, jax.jit(jax.jacrev(all_kinds))(initial_h)
+
+
+@exercise("4.2", "what the initial state is still worth", "medium")
+def initial_state_gradient(function) -> str:
+    """The gradient of the final state's norm with respect to the initial state."""
+    params, initial_h, inputs, slopes = _norm_case()
+    result = run(function, params, initial_h, inputs)
+    if isinstance(result, dict):
+        raise Wrong(
+            "this is a dict, the gradient with respect to params. `argnums` chooses another "
+            "argument, counted from zero."
+        )
+    if isinstance(result, (tuple, list)) and len(result) == 1:
+        raise Wrong(
+            "this is a tuple of one gradient: `argnums=(1,)` gives a tuple, `argnums=1` the "
+            "gradient itself."
+        )
+    if isinstance(result, (tuple, list)):
+        raise Wrong(
+            f"this is a {type(result).__name__} of {len(result)}; expected the gradient alone. "
+            "value_and_grad returns the value as well; grad does not."
+        )
+    shape = getattr(result, "shape", None)
+    if shape == inputs.shape:
+        raise Wrong(
+            f"the result has shape {shape}, so it is the gradient with respect to inputs. Which "
+            "argument is the initial state?"
+        )
+    if shape == (HIDDEN_DIM, HIDDEN_DIM):
+        raise Wrong(
+            f"the result has shape {shape}: that is the Jacobian of the whole final state. Take "
+            "the norm first: one number, so one slope for each unit of initial_h."
+        )
+    if shape == ():
+        raise Wrong(
+            "the result is a single number: is it the norm itself? Its gradient has one slope for "
+            "each unit of initial_h."
+        )
+    expect_close(
+        result,
+        slopes[0],
+        mistakes={
+            "this is the gradient of the squared norm: the square root is missing.": slopes[1],
+            "this is the gradient of the norm of all outputs: take only the final state.": slopes[
+                2
+            ],
+            "this is the gradient of the sum of the final state's entries, not of its "
+            "norm.": slopes[3],
+            "this is the gradient of the mean of squares: the norm is the square root of the "
+            "sum.": slopes[4],
+            "this is the gradient of the sum of absolute values; here the norm is the Euclidean "
+            "one, the square root of the sum of squares.": slopes[5],
+            "the signs are turned around: this is minus the gradient.": -slopes[0],
+        },
+        otherwise="Is it the norm of the final state, differentiated by initial_h?",
+    )
+    return "after six steps the initial state still moves the last one, and you know how much."
+
+
+def _sigmoid(a: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-a))
+
+
+def _reset_after_backward(params, h_prev, x_t, d_h, mistake: str = "") -> np.ndarray:
+    """d_h_prev of the reset-after step, or what a known mistake makes of it."""
+    update = _sigmoid(params["Wz"] @ x_t + params["Uz"] @ h_prev + params["bz"])
+    reset = _sigmoid(params["Wr"] @ x_t + params["Ur"] @ h_prev + params["br"])
+    recurrent = params["Uh"] @ h_prev
+    candidate = np.tanh(params["Wh"] @ x_t + params["bh"] + reset * recurrent)
+    if mistake == "forward of the chapter":
+        candidate = np.tanh(params["Wh"] @ x_t + params["bh"] + params["Uh"] @ (reset * h_prev))
+
+    turn = (lambda U: U) if mistake == "not transposed" else (lambda U: U.T)
+    d_a_h = d_h * update * (1 if mistake == "tanh" else 1 - candidate**2)
+    d_update = d_h * ((h_prev - candidate) if mistake == "sign" else (candidate - h_prev))
+    slope = (lambda gate: 1) if mistake == "sigmoid" else (lambda gate: gate * (1 - gate))
+    d_a_z = d_update * slope(update)
+    if mistake in ("forward of the chapter", "reset before"):
+        through_candidate = reset * (turn(params["Uh"]) @ d_a_h)
+        d_reset = (turn(params["Uh"]) @ d_a_h) * h_prev
+    else:
+        through_candidate = turn(params["Uh"]) @ (d_a_h * (1 if mistake == "reset lost" else reset))
+        d_reset = d_a_h * (h_prev if mistake == "wrong factor" else recurrent)
+    paths = {
+        "straight": d_h * (update if mistake == "update for 1 - update" else 1 - update),
+        "candidate": through_candidate,
+        "reset": turn(params["Ur"]) @ (d_reset * slope(reset)),
+        "update": turn(params["Uz"]) @ d_a_z,
+    }
+    return sum(value for name, value in paths.items() if f"without {name}" != mistake)
+
+
+BACKWARD_MISTAKES = {
+    "without straight": "the straight path is missing: h_prev enters the last line of the forward "
+    "pass directly, with the factor 1 - update.",
+    "without candidate": "the path through the candidate is missing: h_prev enters it by way of "
+    "Uh @ h_prev.",
+    "without reset": "the path through the reset gate is missing: reset was computed from h_prev, "
+    "too.",
+    "without update": "the path through the update gate is missing: update was computed from "
+    "h_prev, too.",
+    "reset before": "this goes back as in the chapter, where reset multiplies h_prev. Here it "
+    "multiplies the product Uh @ h_prev, so on the way back you meet reset *before* Uh.T.",
+    "forward of the chapter": "this is the backward pass of the chapter's GRU. Here reset acts "
+    "after the matrix product: start from the new forward pass and rename its parts.",
+    "not transposed": "the matrices are not transposed: what went forwards through U goes back "
+    "through U.T.",
+    "tanh": "the slope of tanh is missing: d_candidate times 1 - candidate ** 2.",
+    "sigmoid": "the slope of the sigmoid is missing: a gate's gradient times gate * (1 - gate).",
+    "sign": "the gradient of the update gate has the wrong sign: a larger update means more "
+    "candidate and less h_prev.",
+    "reset lost": "the path through the candidate forgets the reset gate: recurrent was "
+    "multiplied by reset, so what comes back is, too.",
+    "wrong factor": "the gradient of reset has the wrong factor: what stood next to reset in the "
+    "product was Uh @ h_prev, not h_prev.",
+    "update for 1 - update": "the straight path has the factor update; in the forward pass h_prev "
+    "stands next to 1 - update.",
+}
+
+
+@exercise("4.3", "the other reset gate, backwards", "hard")
+def reset_after_backward(function) -> str:
+    """The gradient by h_prev of a GRU step whose reset gate acts after the matrix product."""
+    params = _params()
+    for seed in (40, 50):
+        h_prev, x_t = _draw((HIDDEN_DIM,), seed), _draw((INPUT_DIM,), seed + 1)
+        d_h = _draw((HIDDEN_DIM,), seed + 2)
+        result = run(function, params, jnp.asarray(h_prev), jnp.asarray(x_t), jnp.asarray(d_h))
+        case = ({name: np.asarray(p, float) for name, p in params.items()}, h_prev, x_t, d_h)
+        expect_close(
+            expect_array(result, (HIDDEN_DIM,), "d_h_prev", "It has the shape of h_prev."),
+            _reset_after_backward(*case),
+            name="d_h_prev",
+            mistakes={
+                message: _reset_after_backward(*case, mistake)
+                for mistake, message in BACKWARD_MISTAKES.items()
+            },
+            otherwise="Four paths lead back to h_prev; compute them one at a time and compare "
+            "each with jax.vjp of a forward pass in which the other three are held fixed.",
+        )
+    return "four paths, one sum: this is the backward pass of Flax's and torch's kind of GRU."
+
+
+STEPS, UNITS, BUDGET = 1000, 16, 40_000
+
+
+@cache
+def _budget_case(steps: int) -> tuple:
+    params = _params(UNITS, scale=0.2)
+    inputs = jnp.asarray(_draw((steps, INPUT_DIM), 60))
+    initial_h = jnp.asarray(_draw((UNITS,), 61))
+
+    def loss(params):
+        final_h, outputs_h = gru_sequence(params, initial_h, inputs)
+        return (final_h**2).sum(), outputs_h
+
+    gradient, outputs_h = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return params, initial_h, inputs, outputs_h, gradient
+
+
+@exercise("4.4", "a gradient on a budget", "open")
+def memory_budget(function) -> str:
+    """Any way to the final state whose gradient keeps to the budget, for every length."""
+    steps = 37  # prime: no chunk length divides it
+    params, initial_h, inputs, outputs_h, _ = _budget_case(steps)
+    result = run(function, params, initial_h, inputs)
+    if isinstance(result, (tuple, list)):
+        raise Wrong(
+            f"the function returned a {type(result).__name__}; expected the final state alone."
+        )
+    name = f"the final state after {steps} steps"
+    dropped = {
+        f"after {steps} steps the result is the state after only {kept}: what is left over after "
+        "the last whole chunk must run, too.": outputs_h[kept - 1]
+        for kept in range(1, steps)
+    }
+    expect_close(
+        expect_array(result, (UNITS,), name),
+        outputs_h[-1],
+        name=name,
+        tolerance=1e-4,
+        mistakes={"this is the initial state: no step was made.": initial_h} | dropped,
+        otherwise="If you padded: a step with a zero input still changes the state.",
+    )
+
+    params, initial_h, inputs, _, gradient = _budget_case(STEPS)
+
+    def gradient_of_your_function():
+        def loss(params, h, inputs):
+            return (function(params, h, inputs) ** 2).sum()
+
+        program = jax.jit(jax.grad(loss)).lower(params, initial_h, inputs).compile()
+        return program.memory_analysis().temp_size_in_bytes, program(params, initial_h, inputs)
+
+    used, result = run(gradient_of_your_function)
+    for name in gradient:
+        if not _close(result[name], gradient[name]):
+            raise Wrong(
+                f"the gradient by {name} is not that of gru_sequence. Is something held constant, "
+                "or computed outside of the function that is differentiated?"
+            )
+    if used > BUDGET:
+        vectors = used / (STEPS * UNITS * 4)
+        if vectors > 4:
+            reason = (
+                "That is as much as without any checkpoint: does `jax.checkpoint` wrap the "
+                "function that runs a chunk?"
+            )
+        elif 0.9 < vectors < 1.5:
+            reason = (
+                "That is about one vector for each step: save a state only every so many steps."
+            )
+        else:
+            reason = (
+                "You save something already. Which chunk length makes the number of saved states "
+                "and the work inside one chunk fit best?"
+            )
+        raise Wrong(
+            f"the gradient for {STEPS} steps needs {used / 1000:.0f} kB, more than the "
+            f"{BUDGET / 1000:.0f} kB of the budget. {reason}"
+        )
+    return f"the gradient through {STEPS} steps keeps to {BUDGET / 1000:.0f} kB and is exact."
+
+
+def _close(left, right) -> bool:
+    left, right = np.asarray(left, float), np.asarray(right, float)
+    return left.shape == right.shape and bool(
+        (np.abs(left - right) <= 1e-4 * np.maximum(1, np.abs(right))).all()
+    )
