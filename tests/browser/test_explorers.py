@@ -21,7 +21,7 @@ def python_values(state: dict[str, float]) -> dict[str, np.ndarray]:
         name: jnp.full((1,) * len(dims), state[name], jnp.float32)
         for name, dims in PARAMETER_SHAPES.items()
     }
-    h_prev, x_t = jnp.array([state["h_prev"]]), jnp.array([state["x_t"]])
+    h_prev, x_t = (jnp.array([state[name]], jnp.float32) for name in ("h_prev", "x_t"))
     inputs = jnp.zeros((20, 1)).at[0].set(x_t)
     return {
         "h_t": np.asarray(gru_step(params, h_prev, x_t)[0])[0],
@@ -135,7 +135,8 @@ def test_controls_have_names_and_are_large_enough_to_hit(explorer):
 
 
 LUMINANCE = """(element) => {
-  const context = document.createElement("canvas").getContext("2d");
+  const context = document.createElement("canvas")
+    .getContext("2d", { willReadFrequently: true });
   const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const luminance = (color) => {
     context.fillStyle = color;

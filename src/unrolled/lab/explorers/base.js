@@ -1,7 +1,8 @@
 // What every explorer shares: labelled sliders, numbers, a picture, a spoken sentence, dark mode.
 // Nothing moves by itself, so there is no motion to reduce. An explorer extends this class with
 //   static title, static intro        what it is and how to use it, in one sentence
-//   static controls                   [{ name, label, min, max, step, color, more }]
+//   static controls                   [{ name, label, min, max, step, color, more }]; those with
+//                                     `more` wait under a summary, `static more`
 //   compute(state)                    the numbers, kept in `element.values`
 //   rows(values)                      [[label, number]] to print
 //   sentence(values, state)           the same for the ear
@@ -37,16 +38,16 @@ const show = (value, digits = 2) => {
 class Explorer extends HTMLElement {
   connectedCallback() {
     if (this.shadowRoot) return;
-    const { title, intro, controls, height } = this.constructor;
+    const { title, intro, controls, more, height } = this.constructor;
     this.start = JSON.parse(this.dataset.start);
     const slider = ({ name, label, min, max, step, color }) =>
       `<label for="${name}"><span>${label}</span><span id="${name}-value" aria-hidden="true"></span></label>
       <input type="range" id="${name}" min="${min}" max="${max}" step="${step}" style="--c:var(--${color})">`;
-    const sliders = (more) => controls.filter((c) => !c.more === !more).map(slider).join("");
+    const sliders = (hidden) => controls.filter((c) => !c.more === !hidden).map(slider).join("");
     const root = this.attachShadow({ mode: "open" });
     root.innerHTML = `<style>${STYLE}</style><div role="group" aria-label="${title}"><p>${intro}</p>
       <div class="panes"><div>${sliders(false)}
-      <details><summary>All weights</summary>${sliders(true)}</details>
+      ${more ? `<details><summary>${more}</summary>${sliders(true)}</details>` : ""}
       <button type="button">Reset</button></div>
       <div><dl></dl><svg viewBox="0 0 340 ${height}" role="img" aria-label="${title}: the numbers drawn"></svg></div>
       </div><p aria-live="polite"></p></div>`;

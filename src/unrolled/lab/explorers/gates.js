@@ -16,6 +16,7 @@ const parameter = (letter, index, color, more) => ({
 class Gates extends Explorer {
   static title = "Gates of one GRU unit";
   static intro = "One GRU unit takes one step: move a slider and see which way the new state goes.";
+  static more = "All weights";
   static height = 300;
   static controls = [
     { name: "x_t", label: `Input ${symbol("x", "t")}`, min: -2, max: 2, step: 0.1, color: "input" },
