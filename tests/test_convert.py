@@ -1,0 +1,403 @@
+"""Conversions: what goes in and what comes out compute the same, gradients included."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from unrolled import convert
+from unrolled.cells import GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
+from unrolled.gru import gru_sequence, gru_step, initialize_gru_params
+from unrolled.layers import RNN, Bidirectional, StackedRNN
+
+IN, HIDDEN = 3, 4
+RANDOM_BIAS = nnx.initializers.normal(0.5)
+OUR_CELLS = [SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell]
+
+
+def make(kind, **options):
+    return kind(IN, HIDDEN, bias_init=RANDOM_BIAS, rngs=nnx.Rngs(1), **options)
+
+
+def inputs(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def close(actual, expected, atol=1e-6):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5), actual, expected
+    )
+
+
+def same_state(a, b):
+    close(dict(nnx.to_flat_state(nnx.state(a))), dict(nnx.to_flat_state(nnx.state(b))), atol=0)
+
+
+# The functional GRU
+
+
+def test_the_functional_gru_and_back():
+    params = initialize_gru_params(jax.random.key(0), IN, HIDDEN, scale=0.7)
+    params |= {b: inputs(HIDDEN, seed=i) for i, b in enumerate(("bz", "br", "bh"))}
+    cell = convert.gru_from_functional(params)
+    x, h = inputs(6, IN), inputs(HIDDEN, seed=9)
+    close(cell(h, x[0])[0], gru_step(params, h, x[0])[0])
+    carry, outputs = RNN(cell)(x, initial_carry=h, return_carry=True)
+    close((carry, outputs), gru_sequence(params, h, x))
+    back = convert.gru_to_functional(cell)
+    assert list(back) == list(params)
+    close(back, params, atol=0)
+
+    def loss(run):
+        return lambda model, h, x: (run(model, h, x) ** 2).sum()
+
+    ours = jax.grad(loss(lambda p, h, x: gru_sequence(p, h, x)[1]), argnums=(0, 1, 2))
+    theirs = nnx.grad(loss(lambda c, h, x: RNN(c)(x, initial_carry=h)), argnums=(0, 1, 2))
+    grad_params, *grads = ours(params, h, x)
+    grad_cell, *cell_grads = theirs(cell, h, x)
+    close(cell_grads, grads, atol=1e-5)
+    # The gates of a gradient are ordered and turned as those of the weights are.
+    nnx.update(holder := nnx.clone(cell), grad_cell)
+    close(convert.gru_to_functional(holder), grad_params, atol=1e-5)
+
+
+def test_wrong_functional_params_are_named():
+    params = initialize_gru_params(jax.random.key(0), IN, HIDDEN)
+    with pytest.raises(ValueError, match=r"lack 'Ur'; they hold Uh, Uz, Wh"):
+        convert.gru_from_functional({k: v for k, v in params.items() if k != "Ur"})
+    with pytest.raises(ValueError, match=r"'Wh' .* has shape \(3, 4\); expected \(4, 3\).*transp"):
+        convert.gru_from_functional(params | {"Wh": params["Wh"].T})
+    with pytest.raises(ValueError, match=r"'Wz' .* has shape \(4,\); expected a matrix"):
+        convert.gru_from_functional(params | {"Wz": params["bz"]})
+    with pytest.raises(ValueError, match=r"reset_after=True.*expected a GRUCell"):
+        convert.gru_to_functional(make(GRUCell))
+    with pytest.raises(ValueError, match=r"activations of its own"):
+        convert.gru_to_functional(make(GRUCell, reset_after=False, activation_fn=nnx.relu))
+    with pytest.raises(TypeError, match=r"got a SimpleCell; expected one of GRUCell"):
+        convert.gru_to_functional(make(SimpleCell))
+
+
+# The two LSTM cells
+
+
+def test_the_two_lstm_cells_are_interchangeable():
+    for cell in (make(LSTMCell), make(OptimizedLSTMCell, activation_fn=nnx.relu)):
+        there = {LSTMCell: convert.to_optimized_lstm, OptimizedLSTMCell: convert.to_lstm}
+        other = there[type(cell)](cell)
+        assert type(other) is not type(cell)
+        x = inputs(2, 5, IN)
+
+        def loss(cell, x):
+            return (RNN(cell)(x) ** 2).sum()
+
+        close(RNN(other)(x), RNN(cell)(x))
+        grads, other_grads = (nnx.grad(loss, argnums=(0, 1))(c, x) for c in (cell, other))
+        close(other_grads[1], grads[1], atol=1e-5)
+        nnx.update(holder := nnx.clone(cell), grads[0])
+        nnx.update(other_holder := nnx.clone(other), other_grads[0])
+        close(nnx.state(there[type(cell)](holder)), nnx.state(other_holder), atol=1e-5)
+        same_state(there[type(other)](other), cell)
+    with pytest.raises(TypeError, match=r"to_lstm got a GRUCell"):
+        convert.to_lstm(make(GRUCell))
+
+
+# torch
+
+
+def torch_modules():
+    torch = pytest.importorskip("torch")
+    return {
+        "RNN": lambda **o: torch.nn.RNN(IN, HIDDEN, **o),
+        "RNN relu": lambda **o: torch.nn.RNN(IN, HIDDEN, nonlinearity="relu", **o),
+        "GRU": lambda **o: torch.nn.GRU(IN, HIDDEN, **o),
+        "LSTM": lambda **o: torch.nn.LSTM(IN, HIDDEN, **o),
+    }
+
+
+def our_carry(state, kind, layers, bidirectional):
+    """torch's final states, as the layers here return them."""
+    parts = state[::-1] if kind == "LSTM" else (state,)  # (h, c) -> (c, h)
+    parts = [part.detach().numpy() for part in parts]
+    rows = [
+        tuple(part[i] for part in parts) if len(parts) > 1 else parts[0][i]
+        for i in range(len(parts[0]))
+    ]
+    if bidirectional:
+        rows = list(zip(rows[::2], rows[1::2]))
+    return tuple(rows) if layers > 1 else rows[0]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", ["RNN", "RNN relu", "GRU", "LSTM"])
+def test_torch_layers_over_packed_sequences(kind, layers, bidirectional):
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    torch.manual_seed(0)
+    options = {"num_layers": layers, "bidirectional": bidirectional, "batch_first": True}
+    module = torch_modules()[kind](**options)
+    layer = convert.from_torch(module)
+    x, lengths = np.array(inputs(4, 6, IN)), [6, 2, 5, 1]
+    probe = np.array(inputs(4, 6, HIDDEN * (1 + bidirectional), seed=3))
+
+    torch_x = torch.tensor(x, requires_grad=True)
+    packed = pack_padded_sequence(torch_x, lengths, batch_first=True, enforce_sorted=False)
+    packed_outputs, state = module(packed)
+    expected, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=6)
+    states = state if kind == "LSTM" else (state,)
+    ((expected * torch.tensor(probe)).sum() + sum((s**2).sum() for s in states)).backward()
+
+    carry, outputs = layer(x, seq_lengths=lengths, return_carry=True)
+    close(outputs, expected.detach().numpy())
+    close(carry, our_carry(state, kind, layers, bidirectional))
+
+    def loss(layer, x):
+        carry, outputs = layer(x, seq_lengths=lengths, return_carry=True)
+        return (outputs * probe).sum() + sum((part**2).sum() for part in jax.tree.leaves(carry))
+
+    grads, grad_x = nnx.grad(loss, argnums=(0, 1))(layer, jnp.asarray(x))
+    close(grad_x, torch_x.grad.numpy(), atol=5e-6)
+    nnx.update(holder := nnx.clone(layer), grads)
+    ours = convert.to_torch(holder)
+    for name, parameter in module.named_parameters():
+        if not name.startswith("bias_hh"):  # here one bias stands for the two
+            close(ours[name], parameter.grad.numpy(), atol=2e-5)
+        elif kind == "GRU":
+            close(ours[name][-HIDDEN:], parameter.grad.numpy()[-HIDDEN:], atol=2e-5)
+
+    again = torch_modules()[kind](**options)
+    again.load_state_dict({k: torch.tensor(v) for k, v in convert.to_torch(layer).items()})
+    packed_outputs, _ = again(packed)
+    returned, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=6)
+    close(returned.detach().numpy(), outputs)
+
+
+def test_torch_cells_missing_biases_and_time_first():
+    torch = pytest.importorskip("torch")
+    x, h = inputs(2, IN), inputs(2, HIDDEN, seed=1)
+    c = inputs(2, HIDDEN, seed=2)
+    tensors = [torch.tensor(np.array(a)) for a in (x, h, c)]
+    for bias in (True, False):
+        for module in (torch.nn.RNNCell, torch.nn.GRUCell):
+            module = module(IN, HIDDEN, bias=bias)
+            expected = module(*tensors[:2]).detach().numpy()
+            cell = convert.from_torch(module)
+            close(cell(h, x)[1], expected)
+        module = torch.nn.LSTMCell(IN, HIDDEN, bias=bias)
+        (new_c, new_h), _ = convert.from_torch(module)((c, h), x)
+        close((new_h, new_c), tuple(a.detach().numpy() for a in module(tensors[0], tensors[1:])))
+    again = torch.nn.GRUCell(IN, HIDDEN)
+    again.load_state_dict({k: torch.tensor(v) for k, v in convert.to_torch(make(GRUCell)).items()})
+    close(again(*tensors[:2]).detach().numpy(), make(GRUCell)(h, x)[1])
+    module = torch.nn.GRU(IN, HIDDEN, bias=False)
+    x = np.array(inputs(5, 2, IN))
+    close(convert.from_torch(module)(x), module(torch.tensor(x))[0].detach().numpy())
+    dropping = convert.from_torch(torch.nn.GRU(IN, HIDDEN, num_layers=2, dropout=0.5))
+    assert isinstance(dropping, StackedRNN) and dropping.dropout.rate == 0.5
+
+
+def test_what_torch_lacks_is_named():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"from_torch got a Linear; expected one of torch.nn's RNN"):
+        convert.from_torch(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"proj_size=2"):
+        convert.from_torch(torch.nn.LSTM(IN, HIDDEN, proj_size=2))
+    with pytest.raises(ValueError, match=r"reset_after=False, and torch resets after"):
+        convert.to_torch(RNN(make(GRUCell, reset_after=False)))
+    with pytest.raises(ValueError, match=r"residual=True"):
+        convert.to_torch(RNN(make(SimpleCell, residual=True)))
+    with pytest.raises(ValueError, match=r"tanh or relu"):
+        convert.to_torch(RNN(make(SimpleCell, activation_fn=jnp.sin)))
+    with pytest.raises(TypeError, match=r"to_torch got a Linear; expected one of RNN"):
+        convert.to_torch(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+
+
+# Keras
+
+
+def keras_layer(kind, **options):
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    layer = getattr(keras.layers, kind)(HIDDEN, return_sequences=True, return_state=True, **options)
+    layer.build((None, 5, IN))
+    rng = np.random.default_rng(0)
+    layer.set_weights([rng.normal(size=w.shape, scale=0.5) for w in layer.get_weights()])
+    return layer
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("SimpleRNN", {}),
+        ("SimpleRNN", {"activation": "relu", "use_bias": False}),
+        ("GRU", {}),
+        ("GRU", {"reset_after": False}),
+        ("GRU", {"use_bias": False, "recurrent_activation": "hard_sigmoid"}),
+        ("GRU", {"use_bias": False, "reset_after": False, "activation": "softsign"}),
+        ("LSTM", {}),
+        ("LSTM", {"activation": "linear", "use_bias": False}),
+        ("LSTM", {"go_backwards": True}),
+    ],
+    ids=str,
+)
+def test_keras_layers(kind, options):
+    layer = keras_layer(kind, **options)
+    rnn = convert.from_keras(layer)
+    x = inputs(2, 5, IN)
+    expected, *states = layer(x)
+    carry, outputs = rnn(x, return_carry=True)
+    close(outputs, np.asarray(expected))
+    close(carry, tuple(states[::-1]) if kind == "LSTM" else states[0])
+
+    def keras_loss(weights, x):
+        values, _ = layer.stateless_call(weights, rest, x)
+        return (values[0] ** 2).sum()
+
+    variables = [v.value for v in layer.trainable_variables]
+    rest = [v.value for v in layer.non_trainable_variables]
+    keras_grads, keras_grad_x = jax.grad(keras_loss, argnums=(0, 1))(variables, x)
+    grads, grad_x = nnx.grad(lambda rnn, x: (rnn(x) ** 2).sum(), argnums=(0, 1))(rnn, x)
+    close(grad_x, keras_grad_x, atol=1e-5)
+    nnx.update(holder := nnx.clone(rnn), grads)
+    ours = convert.to_keras(holder)
+    close(ours[:2], [np.asarray(g) for g in keras_grads[:2]], atol=1e-5)
+    if len(keras_grads) == 3:
+        theirs = np.asarray(keras_grads[2])
+        if theirs.ndim == 2:  # here one bias stands for the two of the gates
+            close(ours[2][0], theirs[0], atol=1e-5)
+            close(ours[2][1, 2 * HIDDEN :], theirs[1, 2 * HIDDEN :], atol=1e-5)
+        else:
+            close(ours[2], theirs, atol=1e-5)
+    again = keras_layer(kind, **(options | {"use_bias": True}))
+    again.set_weights(convert.to_keras(rnn))
+    close(np.asarray(again(x)[0]), outputs)
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum"])
+def test_keras_bidirectional(merge_mode):
+    keras = pytest.importorskip("keras")
+    layer = keras.layers.Bidirectional(
+        keras.layers.GRU(HIDDEN, return_sequences=True), merge_mode=merge_mode
+    )
+    x = inputs(2, 5, IN)
+    expected = np.asarray(layer(x))
+    close(convert.from_keras(layer)(x), expected)
+
+
+def test_what_keras_lacks_is_named():
+    keras = pytest.importorskip("keras")
+    with pytest.raises(TypeError, match=r"from_keras got a Dense"):
+        convert.from_keras(keras.layers.Dense(2))
+    with pytest.raises(ValueError, match=r"holds 0 weights.*build"):
+        convert.from_keras(keras.layers.GRU(HIDDEN))
+    with pytest.raises(ValueError, match=r"activation 'strange'"):
+
+        def strange(x):
+            return x
+
+        convert.from_keras(keras_layer("LSTM", activation=strange))
+    with pytest.raises(ValueError, match=r"merge_mode='ave'"):
+        layer = keras.layers.Bidirectional(keras.layers.GRU(HIDDEN), merge_mode="ave")
+        convert.from_keras(layer)
+    with pytest.raises(ValueError, match=r"residual=True"):
+        convert.to_keras(make(SimpleCell, residual=True))
+
+
+# Flax
+
+
+@pytest.mark.parametrize("kind", OUR_CELLS)
+def test_linen_cells(kind):
+    linen_cell = getattr(linen, kind.__name__)(HIDDEN, bias_init=RANDOM_BIAS)
+    x = inputs(2, IN)
+    carry = linen_cell.initialize_carry(jax.random.key(0), x.shape)
+    carry = jax.tree.map(lambda part: part + 0.3, carry)
+    variables = linen_cell.init(jax.random.key(1), carry, x)
+    cell = convert.from_linen(variables["params"])
+
+    def loss(params, x):
+        new_carry, output = linen_cell.apply({"params": params}, carry, x)
+        return (output**2).sum() + sum(part.sum() for part in jax.tree.leaves(new_carry))
+
+    def our_loss(cell, x):
+        new_carry, output = cell(carry, x)
+        return (output**2).sum() + sum(part.sum() for part in jax.tree.leaves(new_carry))
+
+    close(cell(carry, x), linen_cell.apply(variables, carry, x))
+    grads, grad_x = jax.grad(loss, argnums=(0, 1))(variables["params"], x)
+    our_grads, our_grad_x = nnx.grad(our_loss, argnums=(0, 1))(cell, x)
+    close(our_grad_x, grad_x)
+    nnx.update(holder := nnx.clone(cell), our_grads)
+    close(convert.to_linen(holder), grads)
+    back = convert.to_linen(cell)
+    assert jax.tree.structure(back) == jax.tree.structure(dict(variables["params"]))
+    close(back, dict(variables["params"]), atol=0)
+    close(
+        convert.to_linen(make(LSTMCell)),
+        convert.to_linen(convert.to_optimized_lstm(make(LSTMCell))),
+    )
+
+
+def test_wrong_linen_params_are_named():
+    cell = linen.GRUCell(HIDDEN)
+    params = cell.init(jax.random.key(0), jnp.zeros(HIDDEN), jnp.zeros(IN))["params"]
+    with pytest.raises(ValueError, match=r"lack 'hn.bias'"):
+        convert.from_linen({**params, "hn": {"kernel": params["hn"]["kernel"]}})
+    with pytest.raises(ValueError, match=r"'hz.kernel' .* has shape \(3, 4\); expected \(4, 4\)"):
+        convert.from_linen({**params, "hz": {"kernel": jnp.zeros((3, 4))}})
+    with pytest.raises(ValueError, match=r"entries \['params'\]; expected those of flax.linen's"):
+        convert.from_linen({"params": params})
+    with pytest.raises(ValueError, match=r"flax.linen resets after"):
+        convert.to_linen(make(GRUCell, reset_after=False))
+
+
+@pytest.mark.parametrize("kind", OUR_CELLS)
+def test_nnx_modules(kind):
+    flax_kind = getattr(nnx, kind.__name__)
+    flax_rnn = nnx.RNN(make(flax_kind), time_major=True, reverse=True, keep_order=True)
+    flax_pair = nnx.Bidirectional(nnx.RNN(make(flax_kind)), nnx.RNN(make(flax_kind)))
+    x = inputs(5, 4, IN)
+    close(convert.from_nnx(flax_rnn)(x), flax_rnn(x))
+    close(convert.from_nnx(flax_pair)(x), flax_pair(x))
+    cell = convert.from_nnx(flax_rnn.cell)
+    assert type(cell) is kind
+    back = convert.to_nnx(cell)
+    assert type(back) is flax_kind
+    same_state(back, flax_rnn.cell)
+
+
+def test_what_flax_lacks_is_named():
+    with pytest.raises(TypeError, match=r"from_nnx got a flax.*Linear"):
+        convert.from_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"reset_after=False, and flax.nnx"):
+        convert.to_nnx(make(GRUCell, reset_after=False))
+    if not hasattr(nnx.GRUCell(2, 2, rngs=nnx.Rngs(0)), "b_hn"):
+        with pytest.raises(ValueError, match=r"b_hn is not zero.*to_linen"):
+            convert.to_nnx(make(GRUCell))
+
+
+def test_stacks_and_pairs_go_to_torch_and_back():
+    pytest.importorskip("torch")
+    stack = StackedRNN([Bidirectional(RNN(make(GRUCell)), RNN(make(GRUCell)))])
+    assert set(convert.to_torch(stack)) == {
+        f"{name}_l0{direction}"
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        for direction in ("", "_reverse")
+    }
+
+
+def test_importing_the_package_imports_neither_torch_nor_keras():
+    code = "import sys, unrolled.convert; print({'torch', 'keras'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
