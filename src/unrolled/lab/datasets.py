@@ -57,11 +57,12 @@ def adding_problem(
             f"dtype is {jnp.dtype(dtype).name}; the values are real numbers: use jnp.float32, "
             "jnp.bfloat16 or jnp.float64."
         )
-    values_key, marked_key = jax.random.split(key)
-    values = jax.random.uniform(values_key, (batch_size, length), dtype)  # (batch, time)
+    # One draw for everything: a value for each step, then a place for each of the two markers.
+    uniform = jax.random.uniform(key, (batch_size, length + 2))
+    values, places = uniform[:, :length].astype(dtype), uniform[:, length:]
     starts = jnp.array([0, length // 2])
-    ends = jnp.array([length // 2, length])
-    marked = jax.random.randint(marked_key, (batch_size, 2), starts, ends)  # (batch, 2)
+    sizes = jnp.array([length // 2, length - length // 2])
+    marked = starts + jnp.floor(places * sizes).astype(int)  # (batch, 2)
     markers = jax.nn.one_hot(marked, length, dtype=dtype).sum(axis=1)  # (batch, time)
     inputs = jnp.stack([values, markers], axis=-1)  # (batch, time, 2)
     return inputs, jnp.sum(values * markers, axis=1)
