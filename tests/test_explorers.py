@@ -76,3 +76,9 @@ def test_the_gates_explorer_starts_from_the_readers_own_unit():
 def test_what_the_sliders_cannot_show_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         explorers.GatesExplorer(**arguments)
+
+
+@pytest.mark.parametrize("bz", [-8.5, 3, float("nan")])
+def test_a_pulse_beyond_the_slider_is_refused(bz):
+    with pytest.raises(ValueError, match="its slider goes from -8 to 2"):
+        explorers.PulseExplorer(bz)

@@ -10,11 +10,15 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+from docutils import nodes
 from flax import nnx
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.ext import autodoc
+from sphinx.util.docutils import SphinxDirective
+
+from unrolled.lab import explorers
 
 STATIC = "book/static"
 ROOT_PAGE = """\
@@ -105,7 +109,18 @@ def read_as_plain_text(
             lines[i] = re.sub(f"{code}|{star}|{plural}", escape, line)
 
 
+class ExplorerDirective(SphinxDirective):
+    """Put an explorer of `unrolled.lab.explorers` into a page that is not a notebook."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        explorer = getattr(explorers, self.arguments[0])()
+        return [nodes.raw("", explorer._repr_html_(), format="html")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("explorer", ExplorerDirective)
     app.connect("config-inited", configure)
     # Show the arguments of a module's __init__, not the (*args, **kwargs) of Flax's metaclass.
     call = type(nnx.Module).__call__

@@ -185,3 +185,50 @@ def test_on_a_phone_it_fits_and_a_tap_moves_it(browser, book_server):
     slider.tap(position={"x": 0.9 * width, "y": 14})
     assert expect_python_numbers(explorer)["x_t"] > 1.2
     context.close()
+
+
+@pytest.fixture
+def pulse(page: Page) -> Locator:
+    page.goto("/book/index.html")
+    return page.locator("unrolled-pulse")
+
+
+def pulse_by_python(state: dict[str, float]) -> np.ndarray:
+    """The eight states that `gru_sequence` computes with the home page's parameters."""
+    weights = {"Wz": 4.0, "Wh": 3.0, "bz": state["bz"]}
+    params = {
+        name: jnp.full((1,) * len(dims), weights.get(name, 0.0), jnp.float32)
+        for name, dims in PARAMETER_SHAPES.items()
+    }
+    inputs = jnp.array([[state[f"x_{t}"]] for t in range(1, 9)], jnp.float32)
+    return np.asarray(gru_sequence(params, jnp.zeros(1), inputs)[1])[:, 0]
+
+
+def expect_pulse(pulse: Locator) -> dict[str, float]:
+    shown = pulse.evaluate("element => ({ state: element.state, values: element.values })")
+    expected = pulse_by_python(shown["state"])
+    np.testing.assert_allclose(shown["values"]["outputs_h"], expected, rtol=0, atol=1e-6)
+    return shown["state"]
+
+
+def test_the_home_page_is_alive_on_its_first_screen(pulse, page):
+    assert pulse.bounding_box()["y"] < 600
+    assert expect_pulse(pulse)["x_2"] == 1
+    pulse.get_by_label("5").check()
+    pulse.get_by_label("2").uncheck()
+    state = expect_pulse(pulse)
+    assert (state["x_2"], state["x_5"]) == (0, 1)
+    expect(pulse.locator("[aria-live=polite]")).to_contain_text("Input at step 5.")
+
+
+def test_the_home_pages_figure_obeys_the_keyboard_and_resets(pulse, page):
+    pulse.get_by_label("1", exact=True).focus()
+    page.keyboard.press("Space")
+    assert expect_pulse(pulse)["x_1"] == 1
+    pulse.get_by_label("Update gate").focus()
+    page.keyboard.press("End")
+    assert expect_pulse(pulse)["bz"] == 2
+    pulse.get_by_role("button", name="Reset").click()
+    state = expect_pulse(pulse)
+    assert (state["x_1"], state["bz"]) == (0, -3)
+    assert not pulse.get_by_label("1", exact=True).is_checked()

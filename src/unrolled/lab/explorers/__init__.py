@@ -6,5 +6,6 @@ they share is in `_base.py` and `base.js`.
 
 from unrolled.lab.explorers._base import Explorer
 from unrolled.lab.explorers.gates import GatesExplorer
+from unrolled.lab.explorers.pulse import PulseExplorer
 
-__all__ = ["Explorer", "GatesExplorer"]
+__all__ = ["Explorer", "GatesExplorer", "PulseExplorer"]

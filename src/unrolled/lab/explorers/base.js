@@ -2,13 +2,14 @@
 // Nothing moves by itself, so there is no motion to reduce. An explorer extends this class with
 //   static title, static intro        what it is and how to use it, in one sentence
 //   static controls                   [{ name, label, min, max, step, color, more }]; those with
-//                                     `more` wait under a summary, `static more`
+//                                     `more` wait under a summary, `static more`; those with
+//                                     `toggle` instead of a range are boxes to tick, in a row
 //   compute(state)                    the numbers, kept in `element.values`
 //   rows(values)                      [[label, number]] to print
 //   sentence(values, state)           the same for the ear
 //   picture(values, state)            the inside of an SVG of 340 by `static height` units
 const STYLE = `
-:host { display: block; box-sizing: border-box; max-width: 52rem; padding: 1rem;
+:host { display: block; box-sizing: border-box; max-width: 52rem; margin: 0 0 1.15rem; padding: 1rem;
   border: 1px solid var(--pst-color-border, #8888); border-radius: .5rem; line-height: 1.4;
   background: var(--pst-color-background, transparent); color: var(--pst-color-text-base, inherit);
   font-family: var(--pst-font-family-base, system-ui, sans-serif); font-size: 1rem;
@@ -19,7 +20,10 @@ p { margin: 0 0 .75rem }
 .panes { display: grid; gap: 1rem 2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)) }
 label { display: flex; justify-content: space-between }
-input { display: block; width: 100%; height: 1.75rem; margin: 0 0 .4rem; accent-color: var(--c) }
+fieldset { display: flex; flex-wrap: wrap; gap: .25rem .6rem; border: 0; margin: 0 0 .75rem; padding: 0 }
+fieldset label { gap: .35rem; align-items: center; min-height: 1.75rem; cursor: pointer }
+input[type=checkbox] { width: 1.15rem; height: 1.15rem; margin: 0; accent-color: var(--c) }
+input[type=range] { display: block; width: 100%; height: 1.75rem; margin: 0 0 .4rem; accent-color: var(--c) }
 summary, button { cursor: pointer; padding: .3rem 0; min-height: 1.5rem }
 button { font: inherit; color: inherit; background: none; border: 1px solid; border-radius: .4rem;
   padding: .3rem 1rem; margin-top: .5rem }
@@ -38,21 +42,26 @@ const show = (value, digits = 2) => {
 class Explorer extends HTMLElement {
   connectedCallback() {
     if (this.shadowRoot) return;
-    const { title, intro, controls, more, height } = this.constructor;
+    const { title, intro, controls, more, height, toggles } = this.constructor;
     this.start = JSON.parse(this.dataset.start);
     const slider = ({ name, label, min, max, step, color }) =>
       `<label for="${name}"><span>${label}</span><span id="${name}-value" aria-hidden="true"></span></label>
       <input type="range" id="${name}" min="${min}" max="${max}" step="${step}" style="--c:var(--${color})">`;
-    const sliders = (hidden) => controls.filter((c) => !c.more === !hidden).map(slider).join("");
+    const box = ({ name, label, color }) =>
+      `<label><input type="checkbox" id="${name}" style="--c:var(--${color})">${label}</label>`;
+    const boxes = controls.filter((c) => c.toggle).map(box).join("");
+    const sliders = (hidden) =>
+      controls.filter((c) => !c.toggle && !c.more === !hidden).map(slider).join("");
     const root = this.attachShadow({ mode: "open" });
     root.innerHTML = `<style>${STYLE}</style><div role="group" aria-label="${title}"><p>${intro}</p>
-      <div class="panes"><div>${sliders(false)}
+      <div class="panes"><div>${boxes && `<fieldset><legend>${toggles}</legend>${boxes}</fieldset>`}${sliders(false)}
       ${more ? `<details><summary>${more}</summary>${sliders(true)}</details>` : ""}
       <button type="button">Reset</button></div>
       <div><dl></dl><svg viewBox="0 0 340 ${height}" role="img" aria-label="${title}: the numbers drawn"></svg></div>
       </div><p aria-live="polite"></p></div>`;
     this.find = (selector) => root.querySelector(selector);
-    root.addEventListener("input", ({ target }) => this.set({ [target.id]: +target.value }));
+    const read = (input) => +(input.type === "checkbox" ? input.checked : input.value);
+    root.addEventListener("input", ({ target }) => this.set({ [target.id]: read(target) }));
     this.find("button").addEventListener("click", () => this.set(this.start));
     this.set(this.start);
     this.adapt();
@@ -65,8 +74,12 @@ class Explorer extends HTMLElement {
   set(changes) {
     this.state = { ...this.state, ...changes };
     for (const [name, value] of Object.entries(changes)) {
-      this.find(`#${name}`).value = value;
-      this.find(`#${name}-value`).textContent = show(value);
+      const input = this.find(`#${name}`);
+      if (input.type === "checkbox") input.checked = value;
+      else {
+        input.value = value;
+        this.find(`#${name}-value`).textContent = show(value);
+      }
     }
     this.values = this.compute(this.state);
     this.find("dl").innerHTML = this.rows(this.values)
