@@ -1,0 +1,215 @@
+"""The cells: one step against the equations in float64, initialisers, dtypes, errors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests import oracle
+from unrolled.cells import (
+    GRUCell,
+    LearnedCarry,
+    LSTMCell,
+    OptimizedLSTMCell,
+    SimpleCell,
+    modified_orthogonal,
+    orthogonal_in_any_dtype,
+    orthogonal_per_gate,
+)
+
+IN, HIDDEN = 3, 4
+CELLS = [SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell]
+RANDOM_BIAS = nnx.initializers.normal(0.5)
+
+
+def make(kind, **options):
+    return kind(IN, HIDDEN, bias_init=RANDOM_BIAS, rngs=nnx.Rngs(0), **options)
+
+
+def draw(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def random_carry(cell, *batch):
+    parts = tuple(draw(*batch, HIDDEN, seed=5 + i) for i, _ in enumerate(cell.carry_names))
+    return parts if len(parts) > 1 else parts[0]
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("kind", [*CELLS, "reset before"])
+def test_one_step_is_what_the_equations_say(kind, batch):
+    cell = make(GRUCell, reset_after=False) if kind == "reset before" else make(kind)
+    carry, x = random_carry(cell, *batch), draw(*batch, IN)
+    new_carry, output = cell(carry, x)
+    parts = carry if isinstance(carry, tuple) else (carry,)
+    expected_carry, expected = oracle.run(cell, x[..., None, :], carry=parts)
+    np.testing.assert_allclose(output, expected[..., 0, :], atol=1e-6)
+    new_parts = new_carry if isinstance(new_carry, tuple) else (new_carry,)
+    for part, want in zip(new_parts, expected_carry):
+        np.testing.assert_allclose(part, want, atol=1e-6)
+    np.testing.assert_array_equal(output, new_parts[-1])
+
+
+def test_residual_adds_the_last_state_before_the_activation():
+    plain, residual = make(SimpleCell), make(SimpleCell, residual=True)
+    h, x = draw(2, HIDDEN), draw(2, IN, seed=1)
+    _, expected = plain(h, x)
+    np.testing.assert_allclose(residual(h, x)[1], np.tanh(np.arctanh(expected) + h), atol=1e-5)
+
+
+def test_reset_before_and_after_differ_and_agree_where_they_must():
+    after, before = make(GRUCell), make(GRUCell, reset_after=False)
+    nnx.update(after, {"b_hn": nnx.Param(jnp.zeros(HIDDEN))})
+    h, x = draw(2, HIDDEN), draw(2, IN, seed=1)
+    assert before.b_hn is None
+    assert np.abs(after(h, x)[1] - before(h, x)[1]).max() > 1e-2
+    np.testing.assert_allclose(after(0 * h, x)[1], before(0 * h, x)[1], atol=1e-6)
+    diagonal = jnp.concatenate([after.dense_h.kernel[...][:, : 2 * HIDDEN], jnp.eye(HIDDEN)], 1)
+    after.dense_h.kernel[...] = before.dense_h.kernel[...] = diagonal
+    np.testing.assert_allclose(after(h, x)[1], before(h, x)[1], atol=1e-6)
+
+
+def test_the_gru_has_the_bias_of_its_equation_and_trains_it():
+    cell = make(GRUCell)
+    assert cell.b_hn.shape == (HIDDEN,) and np.any(cell.b_hn[...])
+    grads = nnx.grad(lambda cell: (cell(draw(HIDDEN), draw(IN))[1] ** 2).sum())(cell)
+    assert np.any(grads["b_hn"][...])
+    assert not np.any(GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0)).b_hn[...])
+
+
+def test_the_forget_bias_is_added_to_the_forget_gate_only():
+    for kind in (LSTMCell, OptimizedLSTMCell):
+        plain, with_bias = make(kind), make(kind, forget_bias=1.5)
+        difference = jax.tree.map(
+            lambda a, b: b - a, oracle.weights(plain), oracle.weights(with_bias)
+        )
+        total = sum(np.abs(array).sum() for array in difference.values())
+        forget = (
+            difference["hf.bias"]
+            if kind is LSTMCell
+            else difference["dense_h.bias"][HIDDEN : 2 * HIDDEN]
+        )
+        np.testing.assert_allclose(forget, 1.5)
+        np.testing.assert_allclose(total, 1.5 * HIDDEN, rtol=1e-6)
+
+
+def test_orthogonal_initialisers():
+    key, eye = jax.random.key(0), np.eye(HIDDEN)
+    fused = orthogonal_in_any_dtype(key, (HIDDEN, 3 * HIDDEN))
+    np.testing.assert_array_equal(fused, nnx.initializers.orthogonal()(key, fused.shape))
+    np.testing.assert_allclose(fused @ fused.T, eye, atol=1e-6)
+    per_gate = orthogonal_per_gate(key, (HIDDEN, 3 * HIDDEN))
+    for of_whole, own in zip(np.split(fused, 3, 1), np.split(per_gate, 3, 1)):
+        np.testing.assert_allclose(own @ own.T, eye, atol=1e-6)
+        assert np.abs(of_whole @ of_whole.T - eye).max() > 0.1
+    assert len({float(block[0, 0]) for block in np.split(per_gate, 3, 1)}) == 3
+    for init in (modified_orthogonal, orthogonal_in_any_dtype, orthogonal_per_gate):
+        assert init(key, (4, 8), jnp.bfloat16).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match=r"\(4, 7\); expected \(hidden, gates \* hidden\)"):
+        orthogonal_per_gate(key, (4, 7))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_half_precision_parameters(kind, dtype):
+    cell = kind(IN, HIDDEN, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(cell))} == {jnp.dtype(dtype)}
+    carry, output = cell(cell.initialize_carry((2, IN)), draw(2, IN))
+    assert {leaf.dtype for leaf in jax.tree.leaves((carry, output))} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("kind", [*CELLS, "reset before"])
+def test_mixed_precision_computes_low_and_carries_high(kind):
+    options = {"dtype": jnp.bfloat16, "reset_after": False} if kind == "reset before" else {}
+    kind = GRUCell if kind == "reset before" else kind
+    cell = make(kind, **({"dtype": jnp.bfloat16} | options))
+    carry, output = cell(cell.initialize_carry((2, IN)), draw(2, IN))
+    assert output.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
+    expected = make(kind, **{k: v for k, v in options.items() if k != "dtype"})
+    _, exact = expected(expected.initialize_carry((2, IN)), draw(2, IN))
+    np.testing.assert_allclose(output.astype(jnp.float32), exact, atol=3e-2)
+
+
+def test_initial_carries():
+    cell = make(LSTMCell)
+    ones, normal = nnx.initializers.ones_init(), nnx.initializers.normal(1.0)
+    for carry in (cell.initialize_carry((2, IN)), cell.initialize_carry((2, IN), None, None)):
+        assert all(part.shape == (2, HIDDEN) and not np.any(part) for part in carry)
+    zeros = cell.initialize_carry((2, IN), carry_init=nnx.initializers.zeros_init())
+    assert not np.any(zeros[0])
+    assert np.all(cell.initialize_carry((IN,), carry_init=ones)[1] == 1)
+    c, h = cell.initialize_carry((2, IN), nnx.Rngs(0), normal)
+    assert np.any(c != h)
+    own = make(GRUCell, carry_init=normal, keep_rngs=True)
+    first, second = own.initialize_carry((2, IN)), own.initialize_carry((2, IN))
+    assert np.any(first != second)
+    assert np.all(own.initialize_carry((2, IN), carry_init=ones) == 1)
+    with pytest.raises(ValueError, match=r"LSTMCell: .* needs a random key: pass rngs=nnx.Rngs"):
+        cell.initialize_carry((2, IN), carry_init=normal)
+
+
+def test_a_learned_carry_for_a_cell_of_ones_own():
+    class Bare(nnx.Module):
+        num_feature_axes = 1
+
+        def __call__(self, carry, inputs):
+            return carry + inputs, carry
+
+        def initialize_carry(self, input_shape, rngs=None):
+            return jnp.zeros(input_shape)
+
+    cell = LearnedCarry(Bare(), input_shape=(2,))
+    assert cell.initialize_carry((5, 2)).shape == (5, 2) and cell.num_feature_axes == 1
+
+
+def test_options_reach_every_parameter():
+    names = {"kernel_metadata": "k", "recurrent_kernel_metadata": "r", "bias_metadata": "b"}
+    for kind in CELLS:
+        cell = make(kind, **{name: {"mark": mark} for name, mark in names.items()})
+        for path, param in nnx.to_flat_state(nnx.state(cell, nnx.Param)):
+            layer, leaf = path[0], path[-1]
+            bias = leaf in ("bias", "b_hn")
+            wanted = "b" if bias else "r" if layer.startswith(("h", "dense_h")) else "k"
+            assert param.get_metadata()["mark"] == wanted, path
+
+
+def test_a_promotion_of_ones_own_is_used():
+    def in_half(arrays, *, dtype):
+        return tuple(None if a is None else jnp.asarray(a, jnp.bfloat16) for a in arrays)
+
+    for options in ({}, {"reset_after": False}):
+        cell = make(GRUCell, promote_dtype=in_half, **options)
+        hidden = jnp.zeros((2, HIDDEN), jnp.bfloat16)
+        assert cell(hidden, draw(2, IN))[1].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_errors_at_a_step(kind):
+    cell = make(kind)
+    name, carry = kind.__name__, cell.initialize_carry((2, IN))
+    with pytest.raises(ValueError, match=rf"{name}: inputs .* \(2, 5\); expected \(\*batch, 3\)"):
+        cell(carry, jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match=rf"{name}: inputs of one step have shape \(\)"):
+        cell(carry, 1.0)
+    wrong = jax.tree.map(lambda part: part[:, :2], carry)
+    with pytest.raises(ValueError, match=rf"{name}: .* \(2, 2\); expected \(2, 4\).*initialize"):
+        cell(wrong, jnp.zeros((2, IN)))
+    one_unit = jax.tree.map(lambda part: part[:, :1], carry)
+    with pytest.raises(ValueError, match=rf"{name}: .* \(2, 1\); expected \(2, 4\)"):
+        cell(one_unit, jnp.zeros((2, IN)))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_errors_when_a_cell_is_made(kind):
+    with pytest.raises(TypeError, match=r"rngs is 0; expected the source of the initial weights"):
+        kind(IN, HIDDEN, rngs=0)
+    with pytest.raises(TypeError, match=r"required keyword-only argument: 'rngs'"):
+        kind(IN, HIDDEN)
+    with pytest.raises(TypeError, match=r"hidden_features is 4.0; expected a whole number"):
+        kind(IN, 4.0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"in_features is 0; expected at least 1"):
+        kind(0, HIDDEN, rngs=nnx.Rngs(0))

@@ -1,0 +1,41 @@
+"""Every layer lowers for every kind of device: `jax.export` can tell without having one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax import export
+
+from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
+from unrolled.layers import RNN, Bidirectional, StackedRNN
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+CELLS = {
+    "SimpleCell": SimpleCell,
+    "GRUCell": GRUCell,
+    "GRUCell, reset before": lambda *sizes, **o: GRUCell(*sizes, reset_after=False, **o),
+    "LSTMCell": LSTMCell,
+    "OptimizedLSTMCell": OptimizedLSTMCell,
+    "learned carry": lambda *sizes, **o: LearnedCarry(LSTMCell(*sizes, **o)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CELLS)
+def test_lowering(name, dtype):
+    def rnn(in_features):
+        return RNN(CELLS[name](in_features, 4, dtype=dtype, rngs=nnx.Rngs(0)))
+
+    stack = StackedRNN([Bidirectional(rnn(3), rnn(3)), rnn(8)])
+    graphdef, params, rest = nnx.split(stack, nnx.Param, ...)
+
+    def loss(params, x, seq_lengths):
+        results = nnx.merge(graphdef, params, rest)(x, seq_lengths=seq_lengths, return_carry=True)
+        return sum((leaf.astype(jnp.float32) ** 2).sum() for leaf in jax.tree.leaves(results))
+
+    exported = export.export(jax.jit(jax.value_and_grad(loss)), platforms=PLATFORMS)(
+        params, jnp.ones((2, 5, 3), dtype), jnp.array([5, 2])
+    )
+    assert exported.platforms == PLATFORMS
