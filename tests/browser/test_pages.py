@@ -26,6 +26,7 @@ PAGES = sorted(
     for path in BOOK.rglob("*.html")
     if "_static" not in path.parts and path != BOOK / "index.html"
 )
+NOTEBOOKS = [name for name in PAGES if (ROOT / name).with_suffix(".ipynb").exists()]
 each_page = pytest.mark.parametrize("name", PAGES)
 each_theme = pytest.mark.parametrize("theme", ["light", "dark"])
 
@@ -247,6 +248,12 @@ def test_links_lead_somewhere(visit, book_server, name):
         elif anchor and unquote(anchor) not in anchors(target):
             broken.append(f"{link}: no such place on the page")
     assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_colab_opens_this_notebook(visit, name):
+    colab = [link for link in visit(name, "light").links if "colab.research.google.com" in link]
+    assert len(colab) == 1 and colab[0].endswith(f"/blob/main/{name.removesuffix('.html')}.ipynb")
 
 
 def test_copy_button_copies_the_code(page, book_server):
