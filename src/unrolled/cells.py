@@ -304,9 +304,10 @@ class _FeatureCell(RNNCellBase):
         elif rngs is not None:
             key = rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs()
         else:
+            name = getattr(carry_init, "__qualname__", type(carry_init).__name__).split(".")[0]
             raise ValueError(
-                f"{type(self).__name__}: the initial carry is drawn by {carry_init!r}, which needs "
-                "a random key: pass rngs=nnx.Rngs(0) to initialize_carry, or to the RNN."
+                f"{type(self).__name__}: the initial carry is drawn by {name}, which needs a "
+                "random key: pass rngs=nnx.Rngs(0) to initialize_carry, or to the RNN."
             )
         shape = (*input_shape[:-1], self.hidden_features)
         dtype = (
@@ -335,8 +336,9 @@ class _FeatureCell(RNNCellBase):
         mend = f"cell.initialize_carry({shape}) makes a fitting one."
         names = self.carry_names
         if len(names) > 1 and not (isinstance(carry, (tuple, list)) and len(carry) == len(names)):
+            kind = "single array" if isinstance(carry, jax.Array) else type(carry).__name__
             raise ValueError(
-                f"{name}: the carry is a {type(carry).__name__}; expected the pair "
+                f"{name}: the carry is a {kind}; expected the pair "
                 f"({', '.join(names)}), each of shape {wanted}; {mend}"
             )
         for part_name, part in zip(names, carry if len(names) > 1 else (carry,)):

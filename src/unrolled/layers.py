@@ -268,9 +268,9 @@ def _scan_cell(
         cell = nnx.merge(graphdef, nnx.from_flat_state(list(zip(paths, variables))))
         result = cell(carry, x)
         if not (isinstance(result, tuple) and len(result) == 2):
+            kind = "single array" if isinstance(result, jax.Array) else type(result).__name__
             raise TypeError(
-                f"{type(cell).__name__} returned a {type(result).__name__}; expected the pair "
-                "(new_carry, output)."
+                f"{type(cell).__name__} returned a {kind}; expected the pair (new_carry, output)."
             )
         state = dict(nnx.to_flat_state(nnx.state(cell)))
         if state.keys() != set(paths):
