@@ -30,6 +30,6 @@ function focusWhatScrolls() {
 document.addEventListener("DOMContentLoaded", keepPunctuation);
 window.addEventListener("load", () => {
   const typeset = window.MathJax?.startup?.promise ?? Promise.resolve();
-  typeset.then(focusWhatScrolls);
+  typeset.then(() => document.fonts.ready).then(focusWhatScrolls);
   window.addEventListener("resize", focusWhatScrolls);
 });
