@@ -369,7 +369,7 @@ def check_any_length(params: dict) -> str:
         raise Wrong(f"the mean squared error on fresh sequences is not finite: {said}.")
     good = [length for length, error in errors.items() if error < GOAL]
     if len(good) == len(LENGTHS):
-        return f"the mean squared error on fresh sequences is {said}."
+        return "at 50, 100 and 400 steps alike, on sequences your network has never seen."
     if good:
         raise Wrong(
             f"the mean squared error is {said}; the goal is {GOAL} at all of them. What the "
