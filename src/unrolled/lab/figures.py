@@ -12,6 +12,7 @@ COLORS = {
     "reset": "#C44E00",  # vermilion
     "update": "#B37A00",  # ochre
     "candidate": "#B0578D",  # purple
+    "memory": "#6B3E26",  # brown: the memory c of an LSTM
     "gradient": "#5B3A99",  # violet: everything that flows backwards
     "loss": "#333333",
     "simple": "#6E6E6E",  # the simple (Elman) cell, wherever cells are compared
@@ -159,3 +160,50 @@ def draw_gru_step(ax: Axes) -> None:
     arrow(ax, (8.5, 4.6), (8.5, upper), color=candidate)
     arrow(ax, (7.62, middle), (8.06, middle), color=update)
     arrow(ax, (9.2, lower), (9.2, bottom + 0.42), color=hidden)
+
+
+def draw_lstm_step(ax: Axes) -> None:
+    """Draw the data flow in one step of an LSTM, with the memory as a conveyor belt.
+
+    Args:
+      ax: empty axes about 1.7 times as wide as high.
+    """
+    blank_axes(ax, 11.2, 6.6)
+    hidden, given, memory = COLORS["hidden"], COLORS["input"], COLORS["memory"]
+    forget, write, candidate = COLORS["reset"], COLORS["update"], COLORS["candidate"]
+    belt, middle, upper, lower = 5.9, 2.95, 3.6, 2.3  # heights: belt, gates, their edges
+
+    ax.plot([1.4, 9.8], [belt, belt], color=memory, linewidth=16, alpha=0.15)
+    arrow(ax, (1.35, belt), (9.85, belt), color=memory)
+    box(ax, (0.7, belt), "$c_{t-1}$", color=memory, size=(1.2, 0.8))
+    box(ax, (10.5, belt), "$c_t$", color=memory, size=(1.2, 0.8))
+    for x, sign, color in ((2.5, r"$\odot$", forget), (5.2, "$+$", write)):
+        box(ax, (x, belt), "", color="#FFFFFF", size=(0.6, 0.6))
+        ax.patches[-1].set(facecolor="white")
+        box(ax, (x, belt), sign, color=color, size=(0.6, 0.6), fontsize=15)
+    box(ax, (5.2, 4.5), r"$\odot$", color=write, size=(0.6, 0.6), fontsize=15)
+
+    box(ax, (2.5, middle), "forget\n$f_t$  $\\sigma$", color=forget, size=(1.4, 1.3))
+    box(ax, (4.2, middle), "input\n$i_t$  $\\sigma$", color=write, size=(1.4, 1.3))
+    box(ax, (6.2, middle), "candidate\n$g_t$  tanh", color=candidate, size=(1.9, 1.3))
+    box(ax, (8.1, middle), "output\n$o_t$  $\\sigma$", color=hidden, size=(1.4, 1.3))
+    arrow(ax, (2.5, upper), (2.5, belt - 0.34), color=forget)
+    arrow(ax, (4.4, upper + 0.05), (4.88, 4.38), color=write)
+    arrow(ax, (6.0, upper + 0.05), (5.54, 4.38), color=candidate)
+    arrow(ax, (5.2, 4.84), (5.2, belt - 0.34), color=write)
+
+    box(ax, (9.9, 4.5), "tanh", color=memory, size=(1.0, 0.6), fontsize=12)
+    box(ax, (9.9, middle), r"$\odot$", color=hidden, size=(0.6, 0.6), fontsize=15)
+    box(ax, (9.9, 0.95), "$h_t$", color=hidden, size=(1.2, 0.8))
+    arrow(ax, (10.5, belt - 0.44), (10.15, 4.84), color=memory)
+    arrow(ax, (9.9, 4.16), (9.9, middle + 0.34), color=memory)
+    arrow(ax, (8.84, middle), (9.56, middle), color=hidden)
+    arrow(ax, (9.9, middle - 0.34), (9.9, 1.4), color=hidden)
+
+    box(ax, (0.7, 1.45), "$h_{t-1}$", color=hidden, size=(1.2, 0.8))
+    box(ax, (0.7, 0.45), "$x_t$", color=given, size=(1.2, 0.8))
+    ax.plot([1.35, 7.85], [1.45, 1.45], color=hidden, linewidth=1.6)
+    ax.plot([1.35, 8.35], [0.45, 0.45], color=given, linewidth=1.6)
+    for x in (2.5, 4.2, 6.2, 8.1):
+        arrow(ax, (x - 0.25, 1.45), (x - 0.25, lower - 0.03), color=hidden)
+        arrow(ax, (x + 0.25, 0.45), (x + 0.25, lower - 0.03), color=given)

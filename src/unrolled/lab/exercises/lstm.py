@@ -1,0 +1,237 @@
+"""The exercises of chapter 7: the memory of an LSTM and the gates around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from unrolled.lab.exercises._base import (
+    NotStarted,
+    Wrong,
+    exercise,
+    expect_array,
+    expect_close,
+    run,
+)
+
+Arrays = dict[str, np.ndarray]
+
+
+@exercise("7.1", "How full does the belt get?", "easy")
+def memory_after(function: Callable[..., Any]) -> str:
+    for f, w, c_0, steps in ((0.6, 1.0, 4.0, 3), (0.9, -0.3, 2.0, 10), (1.0, 0.5, 1.0, 40)):
+        memories = _belt(f, w, c_0, steps)
+        mistakes = {
+            "The start is missing: f^T of c_0 is still on the belt at the end.": (
+                memories[-1] - f**steps * c_0
+            ),
+            "What is added is missing: every step puts w on the belt.": f**steps * c_0,
+            "You made one step too few.": memories[-2],
+            "You made one step too many.": f * memories[-1] + w,
+            "You added w first and forgot afterwards, f (c + w). The new w is not touched by the "
+            "forget gate of its own step: f c + w.": _added_first(f, w, c_0, steps),
+            "You blended, f c + (1 - f) w. That is a GRU: in an LSTM what is added does not depend "
+            "on f.": _belt(f, (1 - f) * w, c_0, steps)[-1],
+            "You added w only once: every step puts a w on the belt.": f**steps * c_0 + w,
+        }
+        if f < 1:
+            mistakes["That is where the memory ends after infinitely many steps, w / (1 - f)."] = (
+                w / (1 - f)
+            )
+        call = f"memory_after({f}, {w}, {c_0}, {steps})"
+        value = run(function, f, w, c_0, steps)
+        if f == 1 and not np.all(np.isfinite(np.asarray(value, dtype=np.float64))):
+            raise Wrong(
+                f"{call} is not a finite number. The formula with 1 - f below the fraction line "
+                "divides by zero at f = 1, where each step simply adds w."
+            )
+        expect_close(
+            value,
+            memories[-1],
+            name=call,
+            mistakes=mistakes,
+            tolerance=1e-4,
+            otherwise="One step is c = f c + w; make `steps` of them.",
+        )
+    return "the belt fills up towards w / (1 - f), and with f = 1 it never stops."
+
+
+@exercise("7.2", "Four kernels, one product", "medium")
+def fuse(function: Callable[[Arrays], Any]) -> str:
+    rng = np.random.default_rng(7)
+    inputs, hidden = 3, 4
+    shapes = {"W": (hidden, inputs), "U": (hidden, hidden), "b": (hidden,)}
+    params = {kind + gate: rng.normal(size=shapes[kind]) for gate in "ifgo" for kind in "WUb"}
+    fused = run(function, dict(params))
+    if not isinstance(fused, (tuple, list)) or len(fused) != 3:
+        raise Wrong(
+            f"`fuse` should return three arrays, W, U and b, but it returned a "
+            f"{type(fused).__name__}"
+            + (f" of {len(fused)}." if isinstance(fused, (tuple, list, dict)) else ".")
+        )
+    for kind, array in zip("WUb", fused):
+        rows = (4 * hidden, *shapes[kind][1:])
+        hint = ""
+        if kind != "b" and np.shape(array) == (rows[1], rows[0]):
+            hint = "It is transposed: the product is W @ x_t, with the gates along the rows."
+        elif kind != "b" and np.shape(array) == (hidden, 4 * rows[1]):
+            hint = "Put the four on top of each other (axis=0), so that each has rows of its own."
+        array = expect_array(array, rows, kind, hint)
+        expect_close(
+            array,
+            _stack(params, kind, "ifgo"),
+            name=kind,
+            mistakes={
+                f"The gates in {kind} are in the order {', '.join(order)}; fused_step takes them "
+                "apart in the order i, f, g, o.": _stack(params, kind, order)
+                for order in ("ifog", "figo", "ogif", "igfo", "iofg", "fiog", "fgio", "giof")
+            },
+            otherwise="Its rows should be those of gate i, then f, then g, then o, unchanged.",
+        )
+    return "one product with W and one with U now do the work of eight."
+
+
+@exercise("7.3", "A counter that can be set to zero", "hard")
+def resettable_counter(function: Callable[[], Any]) -> str:
+    params = _parameters(run(function), 2)
+    pulse, reset, quiet = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
+    first = _memories(params, [pulse])[-1]
+    idle = _memories(params, [quiet] * 100)[-1]
+    if abs(idle) > 0.01:
+        raise Wrong(
+            f"With no pulse at all the memory should stay 0, but after 100 quiet steps it is "
+            f"{idle:.3f}: something is added when both inputs are 0. Is g = 0 there?"
+        )
+    if abs(first - 1) > 0.01:
+        raise Wrong(
+            f"After the first pulse the memory is {first:.3f}; expected 1. That is i times g at a "
+            "pulse: both must be 1."
+        )
+    waited = _memories(params, [pulse] + [quiet] * 100)[-1]
+    if abs(waited - 1) > 0.01:
+        raise Wrong(
+            f"One pulse is counted, but 100 quiet steps later the memory is {waited:.3f}: the "
+            "forget gate is not close enough to 1 when both inputs are 0."
+        )
+    fifty = _memories(params, [pulse] * 50)[-1]
+    if abs(fifty - 50) > 0.01:
+        raise Wrong(
+            f"The first pulse is counted, but after 50 in a row the memory is {fifty:.3f}. At a "
+            "pulse, too, the forget gate must be 1, and no gate should look at h."
+        )
+    left = _memories(params, [pulse] * 50 + [reset])[-1]
+    if abs(left) > 0.01:
+        raise Wrong(
+            f"After 50 pulses and a reset the memory is {left:.3f}; expected 0. At a reset the "
+            "forget gate must be 0, although its bias says keep, and nothing may be added."
+        )
+    rng = np.random.default_rng(73)
+    kinds = rng.choice(3, size=300, p=(0.45, 0.1, 0.45))
+    count, expected = 0, []
+    for kind in kinds:
+        count = (count + 1, 0, count)[kind]
+        expected.append(count)
+    got = _memories(params, [(pulse, reset, quiet)[kind] for kind in kinds])
+    worst = int(np.abs(got - expected).argmax())
+    if abs(got[worst] - expected[worst]) > 0.01:
+        raise Wrong(
+            f"In a mixed sequence the memory is {got[worst]:.3f} at step {worst + 1}, where the "
+            f"count is {expected[worst]}."
+        )
+    return "50 pulses give 50, a reset gives 0, and 300 mixed steps are counted without a mistake."
+
+
+@exercise("7.4", "A flip-flop", "open")
+def flip_flop(function: Callable[[], Any]) -> str:
+    params = _parameters(run(function), 1)
+    shown = _shown(params, [(1.0,)])[-1]
+    if abs(shown) < 0.5 or shown < 0:
+        raise Wrong(
+            f"After the first pulse h is {shown:.3f}; expected at least 0.5. There c is i times g, "
+            "and h is o times tanh(c): make each of them large enough, and g positive when h is 0."
+        )
+    waited = _shown(params, [(1.0,)] + [(0.0,)] * 100)[1:]
+    if np.min(waited) < 0.5:
+        step = int(np.argmax(waited < 0.5)) + 1
+        raise Wrong(
+            f"The first pulse works, but after {step} quiet steps h is {waited[step - 1]:.3f}. "
+            "Without a pulse keep everything (f = 1) and write nothing (i = 0)."
+        )
+    for gap in (0, 1, 7, 100):
+        inputs = ([(1.0,)] + [(0.0,)] * gap) * 9
+        shown = _shown(params, inputs)
+        sign = np.repeat(np.where(np.arange(9) % 2 == 0, 1.0, -1.0), gap + 1)
+        bad = np.flatnonzero(shown * sign < 0.5)
+        if bad.size:
+            pulses = int(bad[0]) // (gap + 1) + 1
+            wanted = "at least 0.5" if sign[bad[0]] > 0 else "-0.5 or less"
+            raise Wrong(
+                f"With {gap} quiet steps between the pulses h is {shown[bad[0]]:.3f} after "
+                f"{pulses} pulses; expected {wanted}. At a pulse the old memory must go (f = 0), "
+                "and g must have the opposite sign of h."
+            )
+    return "nine pulses turn the sign nine times, with up to 100 quiet steps between them."
+
+
+def _belt(f: float, w: float, c_0: float, steps: int) -> list[float]:
+    memories = [c_0]
+    for _ in range(steps):
+        memories.append(f * memories[-1] + w)
+    return memories
+
+
+def _added_first(f: float, w: float, c_0: float, steps: int) -> float:
+    c = c_0
+    for _ in range(steps):
+        c = f * (c + w)
+    return c
+
+
+def _stack(params: Arrays, kind: str, order: str) -> np.ndarray:
+    return np.concatenate([params[kind + gate] for gate in order])
+
+
+def _parameters(params: Any, inputs: int) -> Arrays:
+    """Return the reader's parameters of a unit as float64 arrays, or say which is not right."""
+    if not isinstance(params, Mapping):
+        raise Wrong(f"expected a dict of twelve arrays, but got a {type(params).__name__}.")
+    if any(value is Ellipsis for value in params.values()):
+        raise NotStarted
+    shapes = {"W": (1, inputs), "U": (1, 1), "b": (1,)}
+    missing = [kind + gate for gate in "ifgo" for kind in "WUb" if kind + gate not in params]
+    if missing:
+        raise Wrong(f"The dict lacks {', '.join(missing)}: return all twelve parameters.")
+    return {
+        kind + gate: expect_array(params[kind + gate], shapes[kind], kind + gate)
+        for gate in "ifgo"
+        for kind in "WUb"
+    }
+
+
+def _sigmoid(a: Any) -> Any:
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(a)))  # without overflow for large negative a
+
+
+def _states(params: Arrays, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return (c, h) of a unit after each of `inputs`, started from zeros."""
+    c, h, states = np.zeros(1), np.zeros(1), []
+    for x_t in np.asarray(inputs, dtype=np.float64):
+        i, f, g, o = (
+            params["W" + gate] @ x_t + params["U" + gate] @ h + params["b" + gate]
+            for gate in "ifgo"
+        )
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        h = _sigmoid(o) * np.tanh(c)
+        states.append((c[0], h[0]))
+    memories, shown = np.array(states).T
+    return memories, shown
+
+
+def _memories(params: Arrays, inputs: Any) -> np.ndarray:
+    return _states(params, inputs)[0]
+
+
+def _shown(params: Arrays, inputs: Any) -> np.ndarray:
+    return _states(params, inputs)[1]
