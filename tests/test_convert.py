@@ -137,8 +137,9 @@ def our_carry(state, kind, layers, bidirectional):
     return tuple(rows) if layers > 1 else rows[0]
 
 
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(
+    "layers, bidirectional", [(1, False), (2, True)], ids=["one layer", "two layers, both ways"]
+)
 @pytest.mark.parametrize("kind", ["RNN", "RNN relu", "GRU", "LSTM"])
 def test_torch_layers_over_packed_sequences(kind, layers, bidirectional):
     torch = pytest.importorskip("torch")

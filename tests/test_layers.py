@@ -81,7 +81,7 @@ def test_every_combination_of_options_agrees_with_a_loop(batch, with_lengths):
         close(made_so(x, seq_lengths=lengths), (expected_carry, expected))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_random_cases_agree_with_a_loop(data):
     kind = data.draw(st.sampled_from(sorted(CELLS)))
@@ -144,9 +144,8 @@ def test_gradients_agree_with_an_unrolled_loop_in_float64(kind, reverse):
                 final = sum((part**2).sum() for part in jax.tree.leaves(final))
                 return (outputs * probe).sum() + final
 
-            return jax.value_and_grad(value, argnums=(0, 1, 2))(
-                nnx.state(cell, nnx.Param), x, carry
-            )
+            value_and_grad = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2)))
+            return value_and_grad(nnx.state(cell, nnx.Param), x, carry)
 
         ours = loss(
             lambda cell, x, carry: RNN(cell, reverse=reverse, keep_order=True)(
@@ -170,23 +169,21 @@ def test_the_carry_and_unroll_of_a_long_run():
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_nan_in_padding_reaches_neither_outputs_nor_gradients(kind):
-    rnn = RNN(make_cell(kind))
-    layer = Bidirectional(rnn, RNN(make_cell(kind, seed=2)))
+    layer = Bidirectional(RNN(make_cell(kind)), RNN(make_cell(kind, seed=2)))
     x, lengths = make_inputs(3, 5, IN), jnp.array([5, 0, 2])
     poisoned = x.at[1].set(jnp.nan).at[2, 2:].set(jnp.nan)
-    for module in (rnn, layer):
 
-        def loss(module, x):
-            carry, outputs = module(x, seq_lengths=lengths, return_carry=True)
-            return (outputs**2).sum() + sum((part**2).sum() for part in jax.tree.leaves(carry))
+    def loss(layer, x):
+        carry, outputs = layer(x, seq_lengths=lengths, return_carry=True)
+        total = (outputs**2).sum() + sum((part**2).sum() for part in jax.tree.leaves(carry))
+        return total, outputs
 
-        clean = nnx.value_and_grad(loss, argnums=(0, 1))(module, x)
-        dirty = nnx.value_and_grad(loss, argnums=(0, 1))(module, poisoned)
-        close(dirty, clean)
-        grad_x = dirty[1][1]
-        assert not np.any(grad_x[1]) and not np.any(grad_x[2, 2:])
-        outputs = module(poisoned, seq_lengths=lengths)
-        assert not np.any(outputs[1]) and not np.any(outputs[2, 2:])
+    run = nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    clean, dirty = run(layer, x), run(layer, poisoned)
+    close(dirty, clean)
+    (_, outputs), (_, grad_x) = dirty
+    for array in (outputs, grad_x):
+        assert not np.any(array[1]) and not np.any(array[2, 2:])
 
 
 def test_a_call_outside_jit_traces_the_cell_once():
@@ -230,11 +227,10 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_works_inside_a_transformation_that_closes_over_it(transform):
-    rnn = RNN(make_cell("lstm"))
-    layer = Bidirectional(rnn, RNN(make_cell("lstm", seed=2)))
+    layer = Bidirectional(RNN(make_cell("lstm")), RNN(make_cell("lstm", seed=2)))
+    stack = StackedRNN([layer, RNN(make_cell("gru", 2 * HIDDEN))])
     x = make_inputs(2, 4, IN)
-    for module in (rnn, layer, StackedRNN([layer, RNN(make_cell("gru", 2 * HIDDEN))])):
-        close(TRANSFORMS[transform](lambda x: module(x))(x), module(x))  # noqa: B023
+    close(TRANSFORMS[transform](lambda x: stack(x))(x), stack(x))
 
 
 def test_derivatives_of_every_kind():
@@ -417,12 +413,12 @@ def test_state_axes_choose_what_a_step_sees():
     assert dropped.cell.count[...] == 0
 
     sliced = RNN(Stateful(), state_axes={nnx.BatchStat: 0, ...: nnx.Carry})
-    sliced.cell.count[...] = jnp.array([10.0, 20.0, 30.0])
+    sliced.cell.count = nnx.BatchStat(jnp.array([10.0, 20.0, 30.0]))
     close(sliced(jnp.zeros((1, 3, 1)))[0, :, 0], np.array([11.0, 21, 31]))
     close(sliced.cell.count[...], np.array([11.0, 21, 31]))
 
     per_step = RNN(Stateful(), state_axes=nnx.StateAxes({nnx.Param: 0, ...: nnx.Carry}))
-    per_step.cell.weight[...] = jnp.array([1.0, 10.0, 100.0])
+    per_step.cell.weight = nnx.Param(jnp.array([1.0, 10.0, 100.0]))
     carry, _ = per_step(jnp.ones((1, 3, 1)), return_carry=True)
     assert carry[0, 0] == 111
 
@@ -510,7 +506,7 @@ def test_every_mixture_of_dtypes_runs_and_the_output_has_dtype(kind):
         carry_dtype = param_dtype if dtype is None else jnp.promote_types(dtype, param_dtype)
         initial = jax.tree.leaves(cell.initialize_carry((2, IN)))[0]
         assert initial.dtype == carry_dtype
-        for input_dtype in DTYPES[1:]:
+        for input_dtype in (jnp.float32, jnp.bfloat16):
             x = make_inputs(2, 3, IN).astype(input_dtype)
             carry, outputs = jax.eval_shape(
                 lambda x: RNN(cell)(x, seq_lengths=jnp.array([3, 1]), return_carry=True),  # noqa: B023
