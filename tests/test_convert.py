@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -115,7 +116,7 @@ def test_the_two_lstm_cells_are_interchangeable():
 
 
 def torch_modules():
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     return {
         "RNN": lambda **o: torch.nn.RNN(IN, HIDDEN, **o),
         "RNN relu": lambda **o: torch.nn.RNN(IN, HIDDEN, nonlinearity="relu", **o),
@@ -142,7 +143,7 @@ def our_carry(state, kind, layers, bidirectional):
 )
 @pytest.mark.parametrize("kind", ["RNN", "RNN relu", "GRU", "LSTM"])
 def test_torch_layers_over_packed_sequences(kind, layers, bidirectional):
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     torch.manual_seed(0)
@@ -185,7 +186,7 @@ def test_torch_layers_over_packed_sequences(kind, layers, bidirectional):
 
 
 def test_torch_cells_missing_biases_and_time_first():
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     x, h = inputs(2, IN), inputs(2, HIDDEN, seed=1)
     c = inputs(2, HIDDEN, seed=2)
     tensors = [torch.tensor(np.array(a)) for a in (x, h, c)]
@@ -209,7 +210,7 @@ def test_torch_cells_missing_biases_and_time_first():
 
 
 def test_what_torch_lacks_is_named():
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     with pytest.raises(TypeError, match=r"from_torch got a Linear; expected one of torch.nn's RNN"):
         convert.from_torch(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"proj_size=2"):
@@ -228,7 +229,7 @@ def test_what_torch_lacks_is_named():
 
 
 def keras_layer(kind, **options):
-    keras = pytest.importorskip("keras")
+    keras = import_module("keras")
     keras.utils.set_random_seed(0)
     layer = getattr(keras.layers, kind)(HIDDEN, return_sequences=True, return_state=True, **options)
     layer.build((None, 5, IN))
@@ -287,7 +288,7 @@ def test_keras_layers(kind, options):
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum"])
 def test_keras_bidirectional(merge_mode):
-    keras = pytest.importorskip("keras")
+    keras = import_module("keras")
     layer = keras.layers.Bidirectional(
         keras.layers.GRU(HIDDEN, return_sequences=True), merge_mode=merge_mode
     )
@@ -297,7 +298,7 @@ def test_keras_bidirectional(merge_mode):
 
 
 def test_what_keras_lacks_is_named():
-    keras = pytest.importorskip("keras")
+    keras = import_module("keras")
     with pytest.raises(TypeError, match=r"from_keras got a Dense"):
         convert.from_keras(keras.layers.Dense(2))
     with pytest.raises(ValueError, match=r"holds 0 weights.*build"):
@@ -389,7 +390,7 @@ def test_what_flax_lacks_is_named():
 
 
 def test_stacks_and_pairs_go_to_torch_and_back():
-    pytest.importorskip("torch")
+    import_module("torch")
     stack = StackedRNN([Bidirectional(RNN(make(GRUCell)), RNN(make(GRUCell)))])
     assert set(convert.to_torch(stack)) == {
         f"{name}_l0{direction}"

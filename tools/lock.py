@@ -21,7 +21,7 @@ def main() -> None:
         subprocess.run([*pip, "install", "--quiet", f"{ROOT}[book,dev]"], check=True)
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", "unrolled"], check=True)
         frozen = subprocess.run(
-            [*pip, "list", "--format=freeze", "--exclude", "pip", "--exclude", "setuptools"],
+            [*pip, "list", "--format=freeze", "--exclude", "pip"],
             check=True,
             capture_output=True,
             text=True,

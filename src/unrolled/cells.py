@@ -179,7 +179,7 @@ class RNNCellBase(nnx.Module):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are features: 1, more for convolutional cells."""
+        """How many axes of an input are features, one unless a cell says otherwise."""
         return 1
 
     def __getstate__(self) -> dict[str, Any]:
