@@ -1,0 +1,369 @@
+"""Chapter 8: starters are told apart, right answers pass, and mistakes are named."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from unrolled import GRUCell, RNNCellBase
+from unrolled.lab.exercises import EXERCISES, judge
+
+
+def verdict(number, *answer):
+    return judge(EXERCISES[number], *answer)
+
+
+def scan(cell, carry, inputs, **options):
+    return jax.lax.scan(lambda carry, x: cell(carry, x), carry, inputs, **options)
+
+
+# 8.1
+
+
+def heart(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    carry, outputs = scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
+    return carry, jnp.moveaxis(outputs, 0, -2)
+
+
+def heart_starter(cell, inputs):
+    inputs = ...
+    return inputs, ...
+
+
+def heart_over_the_batch(cell, inputs):
+    return scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
+
+
+def heart_leaves_time_first(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    return scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
+
+
+def heart_counts_axes_from_the_front(cell, inputs):
+    inputs = jnp.swapaxes(inputs, 0, 1)
+    carry, outputs = scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
+    return carry, jnp.swapaxes(outputs, 0, 1)
+
+
+def heart_starts_at_zero(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    carry, outputs = scan(cell, jnp.zeros(inputs.shape[1:]), inputs)
+    return carry, jnp.moveaxis(outputs, 0, -2)
+
+
+def heart_exchanged(cell, inputs):
+    return heart(cell, inputs)[::-1]
+
+
+def heart_outputs_only(cell, inputs):
+    return heart(cell, inputs)[1]
+
+
+def heart_backwards(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    carry, outputs = scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs, reverse=True)
+    return carry, jnp.moveaxis(outputs, 0, -2)
+
+
+def heart_raises(cell, inputs):
+    return cell.initialize_carry(inputs.shape) @ "no"
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (heart_over_the_batch, "took the first axis for time"),
+        (heart_leaves_time_first, "still the first axis"),
+        (heart_counts_axes_from_the_front, "count from the end"),
+        (heart_starts_at_zero, "Ask the cell"),
+        (heart_exchanged, "exchanged"),
+        (heart_outputs_only, "pair `(carry, outputs)`"),
+        (heart_backwards, "backwards"),
+        (heart_raises, '@ "no"'),
+    ],
+)
+def test_8_1_names_the_mistake(answer, words):
+    found, message = verdict("8.1", answer)
+    assert found == "not yet" and words in message
+
+
+def test_8_1_starter_and_right_answer():
+    assert verdict("8.1", heart_starter)[0] == "not started"
+    assert verdict("8.1", heart)[0] == "right"
+
+
+# 8.2
+
+
+def chunks(rnn, inputs, chunk_size):
+    carry, outputs = None, []
+    for start in range(0, inputs.shape[1], chunk_size):
+        chunk = inputs[:, start : start + chunk_size]
+        carry, chunk_outputs = rnn(chunk, initial_carry=carry, return_carry=True)
+        outputs.append(chunk_outputs)
+    return jnp.concatenate(outputs, axis=1)
+
+
+def chunks_starter(rnn, inputs, chunk_size):
+    return ...
+
+
+def chunks_forget(rnn, inputs, chunk_size):
+    starts = range(0, inputs.shape[1], chunk_size)
+    return jnp.concatenate([rnn(inputs[:, t : t + chunk_size]) for t in starts], axis=1)
+
+
+def chunks_all_at_once(rnn, inputs, chunk_size):
+    return rnn(inputs)
+
+
+def chunks_lose_the_rest(rnn, inputs, chunk_size):
+    return chunks(rnn, inputs[:, : max(1, inputs.shape[1] // chunk_size) * chunk_size], chunk_size)
+
+
+def chunks_of_the_batch(rnn, inputs, chunk_size):
+    return jnp.concatenate([rnn(row[None]) for row in inputs])
+
+
+def chunks_joined_along_the_batch(rnn, inputs, chunk_size):
+    starts = range(0, inputs.shape[1], chunk_size)
+    return jnp.concatenate([rnn(inputs[:, t : t + chunk_size]) for t in starts], axis=0)
+
+
+def chunks_hand_on_the_output(rnn, inputs, chunk_size):
+    carry, outputs = None, []
+    for start in range(0, inputs.shape[1], chunk_size):
+        outputs.append(rnn(inputs[:, start : start + chunk_size], initial_carry=carry))
+        carry = outputs[-1][:, -1]
+    return jnp.concatenate(outputs, axis=1)
+
+
+def chunks_raise(rnn, inputs, chunk_size):
+    return rnn(inputs, seq_lengths=chunk_size)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (chunks_forget, "starts anew"),
+        (chunks_all_at_once, "at once"),
+        (chunks_lose_the_rest, "last chunk may be shorter"),
+        (chunks_of_the_batch, "cut along the batch"),
+        (chunks_joined_along_the_batch, "along the batch"),
+        (chunks_hand_on_the_output, "last *output*"),
+        (chunks_raise, "rnn(inputs, seq_lengths=chunk_size)"),
+    ],
+)
+def test_8_2_names_the_mistake(answer, words):
+    found, message = verdict("8.2", answer)
+    assert found == "not yet" and words in message
+
+
+def test_8_2_starter_and_right_answer():
+    assert verdict("8.2", chunks_starter)[0] == "not started"
+    assert verdict("8.2", chunks)[0] == "right"
+
+
+# 8.3
+
+
+class Zoneout(RNNCellBase):
+    def __init__(self, cell, rate, *, rngs):
+        self.cell = cell
+        self.rate = rate
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+
+    def mix(self, old, new):
+        return old + (1 - self.rate) * self.dropout(new - old)
+
+    def __call__(self, carry, inputs):
+        mixed = self.mix(carry, self.cell(carry, inputs)[0])
+        return mixed, mixed
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return self.cell.initialize_carry(input_shape, rngs, carry_init)
+
+
+class ZoneoutStarter(Zoneout):
+    def mix(self, old, new):
+        return ...
+
+
+class NeverKeeps(Zoneout):
+    def mix(self, old, new):
+        return new
+
+
+class DropsOut(Zoneout):
+    def mix(self, old, new):
+        return self.dropout(new)
+
+
+class Overshoots(Zoneout):
+    def mix(self, old, new):
+        return old + self.dropout(new - old)
+
+
+class RateTurnedRound(Zoneout):
+    def mix(self, old, new):
+        return new + (1 - self.rate) * self.dropout(old - new)
+
+
+class AlwaysAMixture(Zoneout):
+    def mix(self, old, new):
+        return self.rate * old + (1 - self.rate) * new
+
+
+class NoMixtureInUse(Zoneout):
+    def mix(self, old, new):
+        if self.dropout.deterministic:
+            return new
+        return super().mix(old, new)
+
+
+class OneMaskForAll(Zoneout):
+    def mix(self, old, new):
+        keep = jnp.arange(old.shape[-1]) % 10 < 3
+        return jnp.where(keep, old, new)
+
+
+class ShowsTheNewState(Zoneout):
+    def __call__(self, carry, inputs):
+        new, _ = self.cell(carry, inputs)
+        return self.mix(carry, new), new
+
+
+class ChanceInUse(Zoneout):
+    def mix(self, old, new):
+        return old + (1 - self.rate) * self.dropout(new - old, deterministic=False)
+
+
+class Raises(Zoneout):
+    def mix(self, old, new):
+        return old + self.missing
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (NeverKeeps, "takes its new value"),
+        (DropsOut, "become zero"),
+        (Overshoots, "overshoot"),
+        (RateTurnedRound, "exchanged"),
+        (AlwaysAMixture, "without any chance"),
+        (NoMixtureInUse, "what happens on average"),
+        (OneMaskForAll, "share one mask"),
+        (ShowsTheNewState, "not the new carry"),
+        (ChanceInUse, "two steps still differ"),
+        (Raises, "missing"),
+    ],
+)
+def test_8_3_names_the_mistake(answer, words):
+    found, message = verdict("8.3", answer)
+    assert found == "not yet" and words in message
+
+
+def test_8_3_starter_and_right_answer():
+    assert verdict("8.3", ZoneoutStarter)[0] == "not started"
+    assert verdict("8.3", Zoneout)[0] == "right"
+
+
+def test_8_3_wants_the_class():
+    cell = Zoneout(GRUCell(3, 4, rngs=nnx.Rngs(0)), 0.3, rngs=nnx.Rngs(0))
+    assert "the class itself" in verdict("8.3", cell)[1]
+
+
+# 8.4
+
+
+class Leaky(RNNCellBase):
+    def __init__(self):
+        self.read = nnx.Param(jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), "float32"))
+        self.leak = nnx.Param(jnp.linspace(1.0, 6.0, 4))
+
+    def new(self, carry, inputs):
+        keep = jax.nn.sigmoid(self.leak[...])
+        return keep * carry + (1 - keep) * jnp.tanh(inputs @ self.read[...])
+
+    def __call__(self, carry, inputs):
+        state = self.new(carry, inputs)
+        return state, state
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], 4))
+
+
+class LeakyStarter(Leaky):
+    def __call__(self, carry, inputs):
+        return ..., ...
+
+
+class NoMemory(Leaky):
+    def new(self, carry, inputs):
+        return jnp.tanh(inputs @ self.read[...]) + 0 * carry * self.leak[...]
+
+
+class Explodes(Leaky):
+    def new(self, carry, inputs):
+        return 1.5 * carry + inputs @ self.read[...] + self.leak[...]
+
+
+class UnusedParameter(Leaky):
+    def new(self, carry, inputs):
+        return 0.9 * carry + 0.1 * jnp.tanh(inputs @ self.read[...])
+
+
+class WrongCarryShape(Leaky):
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], 1))
+
+
+class CarryForOneOnly(Leaky):
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros(4)
+
+
+class OutputOnly(Leaky):
+    def __call__(self, carry, inputs):
+        return self.new(carry, inputs)
+
+
+class MixesTheRows(Leaky):
+    def new(self, carry, inputs):
+        state = super().new(carry, inputs)
+        return state - state.mean(axis=0) if state.ndim > 1 else state
+
+
+class RaisesInAStep(Leaky):
+    def new(self, carry, inputs):
+        return carry + self.missing
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda: Leaky, "not its class"),
+        (lambda: GRUCell(3, 4, rngs=nnx.Rngs(0)), "written already"),
+        (NoMemory, "remembers next to nothing"),
+        (Explodes, "grows and grows"),
+        (UnusedParameter, "`leak` is zero"),
+        (WrongCarryShape, "same structure and shapes"),
+        (CarryForOneOnly, "same structure and shapes"),
+        (OutputOnly, "pair `(new_carry, output)`"),
+        (MixesTheRows, "influence each other"),
+        (RaisesInAStep, "missing"),
+    ],
+)
+def test_8_4_names_the_mistake(answer, words):
+    found, message = verdict("8.4", answer())
+    assert found == "not yet" and words in message
+
+
+def test_8_4_starter_and_right_answer():
+    assert verdict("8.4", LeakyStarter())[0] == "not started"
+    found, message = verdict("8.4", Leaky())
+    assert found == "right" and "of 200 steps" in message
