@@ -90,7 +90,8 @@ def test_a_chapter_runs_in_an_empty_folder_and_leaves_jax_alone(machine, wheel, 
 
     fresh = notebooks.canonical(notebooks.read(tmp_path / CHAPTER.name))
     for index, (cell, reference) in enumerate(zip(fresh.cells, stored.cells, strict=True)):
-        if cell.cell_type == "code":
+        # pip may warn in the set-up cell; everything after it prints what the book shows.
+        if cell.cell_type == "code" and cell.execution_count > 1:
             assert printed(cell) == printed(reference), notebooks.describe(stored, index)
 
 

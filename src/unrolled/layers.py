@@ -21,7 +21,15 @@ from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, 
 
 
 class RNNBase(Protocol):
-    """What `Bidirectional` and `StackedRNN` expect of a layer: the call of `RNN`."""
+    """What `Bidirectional` and `StackedRNN` expect of a layer: the call of `RNN`.
+
+    Example, a function that takes any such layer:
+      >>> def last_output(layer: RNNBase, inputs):
+      ...     return layer(inputs)[..., -1, :]
+      >>> from unrolled.cells import GRUCell
+      >>> last_output(RNN(GRUCell(3, 4, rngs=nnx.Rngs(0))), jnp.ones((2, 5, 3))).shape
+      (2, 4)
+    """
 
     def __call__(
         self,
