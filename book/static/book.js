@@ -20,16 +20,14 @@ function keepPunctuation() {
 }
 
 // The keyboard can scroll what the mouse can: the theme sees to code and tables, this to equations.
-function focusWhatScrolls() {
+// All displayed ones get it: which of them are too wide changes with fonts and with the window.
+function focusEquations() {
   for (const element of document.querySelectorAll('mjx-container[display="true"]')) {
-    if (element.scrollWidth > element.clientWidth) element.tabIndex = 0;
-    else element.removeAttribute("tabindex");
+    element.tabIndex = 0;
   }
 }
 
 document.addEventListener("DOMContentLoaded", keepPunctuation);
 window.addEventListener("load", () => {
-  const typeset = window.MathJax?.startup?.promise ?? Promise.resolve();
-  typeset.then(() => document.fonts.ready).then(focusWhatScrolls);
-  window.addEventListener("resize", focusWhatScrolls);
+  (window.MathJax?.startup?.promise ?? Promise.resolve()).then(focusEquations);
 });
