@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 import unrolled
-from tests.browser.conftest import BOOK, DESKTOP, PAGE_TIMEOUT, PHONE, settle, watch
+from tests.browser.conftest import BOOK, DESKTOP, PHONE, settle, watch
 
 pytestmark = pytest.mark.browser
 
@@ -314,7 +314,7 @@ def test_search_finds_a_word_without_a_network(browser, book_server, how):
     problems = watch(context, home)
     page = context.new_page()
     page.goto(f"{home}/search.html?q=candidate")
-    page.locator("#search-results li a").first.wait_for(timeout=PAGE_TIMEOUT)
+    page.locator("#search-results .search-summary", has_text="finished").wait_for()
     found = page.locator("#search-results li a").all_inner_texts()
     context.close()
     assert "Notation" in found
