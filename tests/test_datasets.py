@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled.lab.datasets import adding_problem
+from unrolled.lab.datasets import adding_problem, japanese_vowels
 
 
 @settings(deadline=None, max_examples=20)
@@ -87,3 +87,32 @@ def test_a_wrong_call_says_what_was_given_and_what_was_expected(arguments, optio
 def test_a_size_that_is_traced_is_told_to_be_fixed():
     with pytest.raises(TypeError, match="known before the function is compiled"):
         jax.jit(lambda length: adding_problem(KEY, 4, length))(20)
+
+
+@pytest.mark.parametrize(
+    "split, counts, lengths, frames",
+    [
+        ("train", [30] * 9, (7, 26), 4274),
+        ("test", [31, 35, 88, 44, 29, 24, 40, 50, 29], (7, 29), 5687),
+    ],
+)
+def test_japanese_vowels_are_those_of_the_original_split(split, counts, lengths, frames):
+    utterances, speakers = japanese_vowels(split)
+    assert len(utterances) == len(speakers) == sum(counts)
+    assert np.bincount(speakers).tolist() == counts
+    assert speakers.dtype == np.int32 and (np.diff(speakers) >= 0).all()
+    assert {utterance.dtype for utterance in utterances} == {np.dtype("float32")}
+    assert {utterance.shape[1] for utterance in utterances} == {12}
+    steps = [len(utterance) for utterance in utterances]
+    assert (min(steps), max(steps), sum(steps)) == (*lengths, frames)
+
+
+def test_japanese_vowels_begin_with_the_published_numbers():
+    utterances, _ = japanese_vowels("train")
+    np.testing.assert_allclose(utterances[0][0, :3], [1.860936, -0.207383, 0.261557], rtol=1e-6)
+    assert not np.shares_memory(utterances[0], japanese_vowels("train")[0][0])
+
+
+def test_japanese_vowels_knows_two_splits_only():
+    with pytest.raises(ValueError, match='expected "train" or "test"'):
+        japanese_vowels("validation")

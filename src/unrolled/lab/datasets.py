@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def adding_problem(
@@ -66,6 +69,45 @@ def adding_problem(
     markers = jax.nn.one_hot(marked, length, dtype=dtype).sum(axis=1)  # (batch, time)
     inputs = jnp.stack([values, markers], axis=-1)  # (batch, time, 2)
     return inputs, jnp.sum(values * markers, axis=1)
+
+
+def japanese_vowels(split: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Load utterances of two Japanese vowels, said one after the other by nine men.
+
+    Every utterance is a sequence of 7 to 29 frames, and each frame 12 numbers that describe a short
+    piece of sound: the coefficients of its LPC cepstrum. The task is to tell who is speaking. The
+    original split is kept: 30 utterances of each speaker to train on, 24 to 88 to test on.
+
+    Args:
+      split: "train" for 270 utterances, "test" for 370.
+
+    Returns:
+      `(utterances, speakers)`: a list of float32 arrays of shape (frames, 12), and the speakers, an
+      int32 array of numbers from 0 to 8.
+
+    Raises:
+      ValueError: another split.
+
+    From:
+      Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through
+      regions", Pattern Recognition Letters, 1999; UCI Machine Learning Repository, CC BY 4.0
+      (https://doi.org/10.24432/C5NS47). The file is part of the package: nothing is downloaded.
+
+    Example:
+      >>> utterances, speakers = japanese_vowels("train")
+      >>> len(utterances), utterances[0].shape, int(speakers[0])
+      (270, (20, 12), 0)
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split is {split!r}; expected "train" or "test".')
+    with (
+        (files(__package__) / "data" / "japanese_vowels.npz").open("rb") as file,
+        np.load(file) as arrays,
+    ):
+        frames, lengths, speakers = (
+            arrays[f"{split}_{name}"] for name in ("frames", "lengths", "speakers")
+        )
+    return np.split(frames, np.cumsum(lengths)[:-1]), speakers
 
 
 def _check_key(key: jax.Array, call: str) -> None:
