@@ -82,3 +82,24 @@ def test_what_the_sliders_cannot_show_is_refused(arguments, message):
 def test_a_pulse_beyond_the_slider_is_refused(bz):
     with pytest.raises(ValueError, match="its slider goes from -8 to 2"):
         explorers.PulseExplorer(bz)
+
+
+def test_the_directions_explorer_starts_as_told():
+    start = explorers.DirectionsExplorer([0.5] * 8, length=3, step=2).start
+    assert start == {f"x_{t}": 0.5 for t in range(1, 9)} | {"length": 3, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": [0.0] * 7}, "inputs holds 7 numbers; expected 8"),
+        ({"inputs": [0.0] * 7 + [1.5]}, "x_8 is 1.5; its slider goes from -1 to 1"),
+        ({"inputs": [float("nan")] * 8}, "x_1 is nan"),
+        ({"length": 9}, "length is 9; its slider goes from 0 to 8"),
+        ({"step": 0}, "step is 0; its slider goes from 1 to 8"),
+        ({"step": 2.5}, "step is 2.5"),
+    ],
+)
+def test_directions_beyond_the_sliders_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explorers.DirectionsExplorer(**arguments)

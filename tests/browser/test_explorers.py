@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from playwright.sync_api import Locator, Page, expect
 
-from unrolled import gru_sequence, gru_step
+from unrolled import RNN, Bidirectional, GRUCell, gru_sequence, gru_step
 from unrolled.gru import PARAMETER_SHAPES
 
 pytestmark = pytest.mark.browser
@@ -232,3 +233,109 @@ def test_the_home_pages_figure_obeys_the_keyboard_and_resets(pulse, page):
     state = expect_pulse(pulse)
     assert (state["x_1"], state["bz"]) == (0, -3)
     assert not pulse.get_by_label("1", exact=True).is_checked()
+
+
+@pytest.fixture
+def directions(page: Page) -> Locator:
+    page.goto("/book/10_bidirectional.html")
+    directions = page.locator("unrolled-directions")
+    directions.scroll_into_view_if_needed()
+    return directions
+
+
+def both_directions() -> Bidirectional:
+    """The package's layer with the weights of the explorer's two units."""
+    layers = []
+    for _ in range(2):
+        cell = GRUCell(1, 1, rngs=nnx.Rngs(0))
+        cell.dense_i.kernel[...] = jnp.array([[0.5, -1.0, 2.5]])  # reset, update, candidate
+        cell.dense_i.bias[...] = jnp.array([1.0, 1.5, 0.0])
+        cell.dense_h.kernel[...] = jnp.array([[0.0, 0.0, 0.5]])
+        layers.append(RNN(cell))
+    return Bidirectional(*layers)
+
+
+def expect_directions(directions: Locator) -> dict[str, float]:
+    shown = directions.evaluate("element => ({ state: element.state, values: element.values })")
+    state, values = shown["state"], shown["values"]
+    inputs = jnp.array([[[state[f"x_{t}"]] for t in range(1, 9)]], jnp.float32)
+    (forward, backward), outputs = both_directions()(
+        inputs, seq_lengths=[int(state["length"])], return_carry=True
+    )
+    expected = {
+        "forward": outputs[0, :, 0],
+        "backward": outputs[0, :, 1],
+        "forward_carry": forward[0, 0],
+        "backward_carry": backward[0, 0],
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-5, err_msg=name)
+    return state
+
+
+def test_directions_start_with_the_numbers_that_the_chapter_prints(directions, page):
+    state = expect_directions(directions)
+    assert (state["step"], state["length"], state["value"]) == (3, 6, 0.2)
+    printed = page.locator("main").inner_text()
+    for number in directions.locator("dd").all_inner_texts():
+        assert number.replace("−", "-") in printed
+    expect(directions.locator("[aria-live=polite]")).to_contain_text(
+        "has seen inputs 1 to 3, the backward state 0.36 has seen inputs 6 back to 3."
+    )
+
+
+def test_the_keyboard_changes_a_step_its_input_and_the_length(directions, page):
+    directions.get_by_label("Step", exact=True).focus()
+    page.keyboard.press("End")
+    state = expect_directions(directions)
+    assert (state["step"], state["value"]) == (8, 0.4)  # the slider shows what stands there
+    page.keyboard.press("Tab")
+    page.keyboard.press("Home")
+    assert expect_directions(directions)["x_8"] == -1
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert expect_directions(directions)["length"] == 8
+    page.keyboard.press("Home")
+    state = expect_directions(directions)
+    assert state["length"] == 0
+    expect(directions.locator("[aria-live=polite]")).to_contain_text("Step 8 is padding")
+    directions.get_by_role("button", name="Reset").click()
+    state = expect_directions(directions)
+    assert (state["step"], state["length"], state["x_8"]) == (3, 6, 0.4)
+
+
+def test_a_click_into_the_picture_chooses_a_step(directions):
+    for step in (1, 5, 8):
+        directions.locator(f"[data-step='{step}']").click()
+        state = expect_directions(directions)
+        assert state["step"] == step and state["value"] == state[f"x_{step}"]
+        assert directions.locator("#step").input_value() == str(step)
+
+
+def test_the_length_changes_what_the_backward_state_has_seen(directions):
+    values = "element => [element.values.forward[2], element.values.backward[2]]"
+    seen = []
+    for length in range(8, -1, -1):
+        directions.locator("#length").fill(str(length))
+        assert expect_directions(directions)["length"] == length
+        seen.append(directions.evaluate(values))
+    forward, backward = zip(*seen)
+    assert len(set(forward[:6])) == 1 and len(set(backward[:6])) == 6
+    assert seen[6:] == [[0, 0]] * 3
+
+
+def test_directions_fit_a_phone_and_obey_a_tap(browser, book_server):
+    context = browser.new_context(
+        base_url=book_server, viewport={"width": 390, "height": 844}, has_touch=True
+    )
+    page = context.new_page()
+    page.goto("/book/10_bidirectional.html")
+    directions = page.locator("unrolled-directions")
+    directions.scroll_into_view_if_needed()
+    assert directions.evaluate("element => element.scrollWidth <= element.clientWidth")
+    directions.locator("[data-step='6']").tap()
+    assert expect_directions(directions)["step"] == 6
+    for slider in directions.get_by_role("slider").all():
+        assert slider.bounding_box()["height"] >= 24
+    context.close()

@@ -5,7 +5,8 @@ they share is in `_base.py` and `base.js`.
 """
 
 from unrolled.lab.explorers._base import Explorer
+from unrolled.lab.explorers.directions import DirectionsExplorer
 from unrolled.lab.explorers.gates import GatesExplorer
 from unrolled.lab.explorers.pulse import PulseExplorer
 
-__all__ = ["Explorer", "GatesExplorer", "PulseExplorer"]
+__all__ = ["DirectionsExplorer", "Explorer", "GatesExplorer", "PulseExplorer"]

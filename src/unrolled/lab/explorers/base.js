@@ -78,7 +78,7 @@ class Explorer extends HTMLElement {
       if (input.type === "checkbox") input.checked = value;
       else {
         input.value = value;
-        this.find(`#${name}-value`).textContent = show(value);
+        this.find(`#${name}-value`).textContent = show(value, input.step % 1 ? 2 : 0);
       }
     }
     this.values = this.compute(this.state);
