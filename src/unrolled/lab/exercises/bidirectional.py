@@ -1,0 +1,286 @@
+"""Exercises of chapter 10: both ends, a summary, everything but this, and time put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.lab.exercises._base import (
+    Wrong,
+    exercise,
+    expect_array,
+    expect_close,
+    run,
+)
+
+
+class _Fading:
+    """A layer whose states fade by a half in each step; it reads batch-major arrays."""
+
+    def __init__(self, features: int, hidden: int, seed: int):
+        self.weights = np.random.default_rng(seed).normal(size=(features, hidden))
+        self.given: list[tuple[int, ...]] = []
+
+    def states(self, inputs: np.ndarray) -> np.ndarray:
+        state, states = np.full((len(inputs), self.weights.shape[1]), 0.3), []
+        for x in np.moveaxis(np.asarray(inputs, np.float64), 1, 0):
+            state = 0.5 * state + x @ self.weights
+            states.append(state)
+        return np.stack(states, axis=1)
+
+    def backwards(self, inputs: np.ndarray) -> np.ndarray:
+        """The states of a reader that comes from the end, each at the place of its input."""
+        return self.states(inputs[:, ::-1])[:, ::-1]
+
+    def __call__(self, inputs: Any) -> Any:
+        array = np.asarray(inputs, np.float64)
+        self.given.append(array.shape)
+        if array.ndim != 3 or array.shape[2] != len(self.weights):
+            raise Wrong(
+                f"A layer was given an array of shape {array.shape}; it reads (batch, time, "
+                f"{len(self.weights)})."
+            )
+        return jnp.asarray(self.states(array), jnp.float32)
+
+
+def _join(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    return np.concatenate([forward, backward], axis=-1)
+
+
+@exercise("10.1", "both ends by hand", "easy")
+def both_ways(function: Callable) -> str:
+    for shape, sizes in [((3, 4, 2), (2, 3)), ((2, 5, 3), (2, 2))]:
+        inputs = np.random.default_rng(101).normal(size=shape).astype(np.float32)
+        first, second = _Fading(shape[2], sizes[0], 1), _Fading(shape[2], sizes[1], 2)
+        result = _run_layers(function, first, second, inputs)
+        forward, backward = first.states(inputs), second.backwards(inputs)
+        width = sum(sizes)
+        if np.shape(result) == (shape[0], 2 * shape[1], sizes[0]):
+            raise Wrong(
+                "You joined along time. Each step has features of both directions: axis=-1."
+            )
+        hint = "Concatenate the two along the features, axis=-1."
+        expect_array(result, (*shape[:2], width), "the outputs", hint)
+        flip_features = second.states(inputs[..., ::-1])
+        mistakes = {
+            "Both layers read forwards. Flip the inputs of the second one in time, axis 1.": _join(
+                forward, second.states(inputs)
+            ),
+            "The backward outputs lie in the order of computing: the one at step 1 has read only "
+            "the last input. Turn the outputs round as well.": _join(forward, backward[:, ::-1]),
+            "You turned the outputs of the backward layer round, but not its inputs: it has read "
+            "forwards.": _join(forward, second.states(inputs)[:, ::-1]),
+            "You flipped the features. Time is axis 1.": _join(forward, flip_features),
+            "The halves are exchanged: forward features come first.": _join(backward, forward),
+            "The layers are exchanged: the first one reads forwards.": _join(
+                first.backwards(inputs), second.states(inputs)
+            ),
+            "Also the forward outputs are turned round. Leave them as they come.": _join(
+                forward[:, ::-1], backward
+            ),
+        }
+        expect_close(
+            result,
+            _join(forward, backward),
+            name="the result",
+            mistakes=mistakes,
+            otherwise="Flip the inputs of the backward layer in time, and its outputs again.",
+        )
+    return (
+        "two layers, two flips and one concatenation. Layers of different size are welcome: each "
+        "direction keeps its own features."
+    )
+
+
+def _run_layers(
+    function: Callable, first: _Fading, second: _Fading, inputs: np.ndarray
+) -> np.ndarray:
+    result = run(function, first, second, jnp.asarray(inputs))
+    if isinstance(result, tuple | list):
+        raise Wrong("Return one array: both halves side by side, along the features.")
+    for layer, name in ((first, "forward"), (second, "backward")):
+        if not layer.given:
+            raise Wrong(f"The {name} layer was never called.")
+    return result
+
+
+@exercise("10.2", "a summary of the whole", "medium")
+def summary(function: Callable) -> str:
+    first, second = _Fading(2, 3, 3), _Fading(2, 3, 4)
+    rng = np.random.default_rng(102)
+    for lengths in [np.array([5, 5, 5, 5]), np.array([5, 2, 1, 4])]:
+        inputs = rng.normal(size=(4, 5, 2))
+        outputs = np.zeros((4, 5, 6))
+        expected, last_of_both = np.zeros((4, 6)), np.zeros((4, 6))
+        for row, length in enumerate(lengths):
+            valid = inputs[row : row + 1, :length]
+            outputs[row, :length] = _join(first.states(valid), second.backwards(valid))[0]
+            expected[row] = _join(outputs[row, length - 1, :3], outputs[row, 0, 3:])
+            last_of_both[row] = outputs[row, length - 1]
+        result = run(function, jnp.asarray(outputs, jnp.float32), jnp.asarray(lengths, jnp.int32))
+        what = "the summary of full rows" if (lengths == 5).all() else "the summary of short rows"
+        hint = "One vector for each row: both halves side by side."
+        expect_array(result, (4, 6), what, hint)
+        mean = outputs.sum(axis=1) / lengths[:, None]
+        mistakes = {
+            "You took the last step of the array. Its backward half has read one input at most; "
+            "that reader came to its end at step 1.": outputs[:, -1],
+            "You took each row's last valid step. For the forward half that is right; the backward "
+            "half has read a single input there.": last_of_both,
+            "You took step 1. For the backward half that is right, but there the forward half has "
+            "read a single input.": outputs[:, 0],
+            "Each half is taken at the other's end, where it has read a single input.": _join(
+                outputs[:, 0, :3], last_of_both[:, 3:]
+            ),
+            "The forward half is taken at the last step of the array, which is padding in short "
+            "rows. Take each row's last valid step.": _join(outputs[:, -1, :3], outputs[:, 0, 3:]),
+            "The forward half is one step too late: the last of n steps has index n - 1.": _join(
+                outputs[np.arange(4), np.minimum(lengths, 4), :3], outputs[:, 0, 3:]
+            ),
+            "The halves are exchanged: the forward state comes first.": _join(
+                expected[:, 3:], expected[:, :3]
+            ),
+            "This is the mean over time. It mixes states that have read everything with some that "
+            "have read next to nothing.": mean,
+            "This is the mean over all steps of the array, padding included.": outputs.mean(axis=1),
+        }
+        expect_close(result, expected, name=what, mistakes=mistakes)
+    return (
+        "each half is taken where its reader has come to its end. It is the pair of carries, found "
+        "in the outputs."
+    )
+
+
+@exercise("10.3", "everything but this", "hard")
+def all_but_this(function: Callable) -> str:
+    for shape in [(3, 5, 2), (2, 1, 2)]:
+        inputs = np.random.default_rng(103).normal(size=shape).astype(np.float32)
+        first, second = _Fading(2, 3, 5), _Fading(2, 3, 6)
+        result = _run_layers(function, _Called(first), _Called(second), inputs)
+        forward, backward = first.states(inputs), second.backwards(inputs)
+        right, left = _shift(forward, 1), _shift(backward, -1)
+        hint = "As many steps as the inputs have."
+        expect_array(result, (*shape[:2], 6), f"the outputs for {shape[1]} steps", hint)
+        as_computed = backward[:, ::-1]
+        mistakes = {
+            "This is the plain bidirectional layer: both states at step t have seen x_t itself, so "
+            "the answer is given away. Take the states of the neighbouring steps.": _join(
+                forward, backward
+            ),
+            "The backward state at step t has still seen x_t. It has to move as well: step t gets "
+            "what the backward reader knew at step t + 1.": _join(right, backward),
+            "The forward state at step t has still seen x_t. It has to move as well: step t gets "
+            "what the forward reader knew at step t - 1.": _join(forward, left),
+            "Both halves are shifted the wrong way: now they know x_t and one more.": _join(
+                _shift(forward, -1), _shift(backward, 1)
+            ),
+            "The backward half moves the wrong way: its state at t + 1 belongs to step t.": _join(
+                right, _shift(backward, 1)
+            ),
+            "The forward half moves the wrong way: its state at t - 1 belongs to step t.": _join(
+                _shift(forward, -1), left
+            ),
+            "What falls off at one end comes back at the other: `jnp.roll` turns in a circle, so "
+            "step 1 knows the whole row. There a state has seen nothing: put zeros.": _join(
+                np.roll(forward, 1, axis=1), np.roll(backward, -1, axis=1)
+            ),
+            "The backward outputs lie in the order of computing. Ask for `keep_order=True`, or "
+            "turn them round, before you shift them.": _join(right, _shift(as_computed, -1)),
+            "The backward outputs lie in the order of computing, and are shifted there.": _join(
+                right, _shift(as_computed, 1)
+            ),
+            "Both layers read forwards: one needs `reverse=True, keep_order=True`.": _join(
+                right, _shift(second.states(inputs), -1)
+            ),
+            "Both states are moved by one step too many: one neighbour of x_t is missing.": _join(
+                _shift(forward, 2), _shift(backward, -2)
+            ),
+            "The halves are exchanged: the forward state comes first.": _join(left, right),
+        }
+        expect_close(
+            result,
+            _join(right, left),
+            name=f"the result for {shape[1]} steps",
+            mistakes=mistakes if shape[1] > 1 else None,
+            otherwise="At each end one half has seen nothing and is zero.",
+        )
+    return (
+        "no output depends on its own input, and together the halves have seen all the others. "
+        "This is how both sides of a gap may be used to fill it."
+    )
+
+
+class _Called(_Fading):
+    """A fading layer that is called like `RNN`."""
+
+    def __init__(self, layer: _Fading):
+        self.weights, self.given = layer.weights, layer.given
+
+    def __call__(self, inputs: Any, *, reverse: bool = False, keep_order: bool = False) -> Any:
+        inputs = np.asarray(inputs)
+        outputs = np.asarray(super().__call__(inputs[:, ::-1] if reverse else inputs))
+        return jnp.asarray(outputs[:, ::-1] if reverse and keep_order else outputs)
+
+
+def _shift(states: np.ndarray, steps: int) -> np.ndarray:
+    """Move states along time by `steps`, with zeros where nothing comes from."""
+    shifted = np.zeros_like(states)
+    if steps > 0:
+        shifted[:, steps:] = states[:, : states.shape[1] - steps]
+    else:
+        shifted[:, :steps] = states[:, -steps:]
+    return shifted
+
+
+@exercise("10.4", "undo the shuffle", "open")
+def unshuffle(function: Callable) -> str:
+    for seed, num_steps in [(1, 40), (2, 25)]:
+        rng = np.random.default_rng((104, seed))
+        signals = _smooth(rng, 600, num_steps)
+        shuffle = rng.permutation(num_steps)
+        result = run(function, signals[:, shuffle].copy())
+        order = expect_array(
+            result, (num_steps,), "the order", "One index for each column of the inputs."
+        )
+        if not np.array_equal(np.sort(order), np.arange(num_steps)):
+            raise Wrong(
+                f"The order must hold each of 0, ..., {num_steps - 1} exactly once; yours holds "
+                f"{len(np.unique(order))} different numbers, from {order.min():g} to "
+                f"{order.max():g}."
+            )
+        places = shuffle[order.astype(int)]  # where each column stood before the shuffle
+        share = float(np.mean(np.abs(np.diff(places)) == 1))
+        of_inverse = float(np.mean(np.abs(np.diff(shuffle[np.argsort(order)])) == 1))
+        if share < 1:
+            found = f"{100 * share:.0f} % of the neighbours are back together"
+            if np.array_equal(order, np.arange(num_steps)):
+                raise Wrong("This is the order in which the columns came: still shuffled.")
+            if of_inverse > 0.9:
+                raise Wrong(
+                    "You return where each column belongs; wanted is which column comes first, "
+                    "second and so on. That is the inverse: `np.argsort(order)`."
+                )
+            breaks = int(np.sum(np.abs(np.diff(places)) != 1))
+            if breaks <= max(3, num_steps // 6):
+                raise Wrong(
+                    f"Nearly: {found}, in {breaks + 1} pieces. A chain that begins in the middle "
+                    "must be able to grow at both of its ends."
+                )
+            raise Wrong(
+                f"Only {found}. Which columns are most alike? Put those side by side: "
+                "`np.corrcoef(inputs.T)`."
+            )
+    return (
+        "all neighbours are back together. The order of time was in the data all along, for "
+        "somebody who knows that neighbours are alike."
+    )
+
+
+def _smooth(rng: np.random.Generator, count: int, num_steps: int) -> np.ndarray:
+    """Draw signals whose neighbouring steps are alike: noise under a sliding window."""
+    noise = rng.normal(size=(count, num_steps + 6))
+    window = np.array([1.0, 2.0, 3.0, 4.0, 3.0, 2.0, 1.0]) / 6.6
+    return sum(weight * noise[:, k : k + num_steps] for k, weight in enumerate(window))

@@ -1,0 +1,332 @@
+"""Chapter 10: starters are told apart, right answers pass, and mistakes are named."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unrolled
+from unrolled.lab.exercises import EXERCISES, judge
+
+
+def verdict(number, *answer):
+    return judge(EXERCISES[number], *answer)
+
+
+def join(forward, backward):
+    return jnp.concatenate([forward, backward], axis=-1)
+
+
+# 10.1
+
+
+def both(forward_rnn, backward_rnn, inputs):
+    backward = jnp.flip(backward_rnn(jnp.flip(inputs, axis=1)), axis=1)
+    return join(forward_rnn(inputs), backward)
+
+
+def both_starter(forward_rnn, backward_rnn, inputs):
+    return ...
+
+
+def both_forwards(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), backward_rnn(inputs))
+
+
+def both_as_computed(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), backward_rnn(jnp.flip(inputs, axis=1)))
+
+
+def both_outputs_only(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), jnp.flip(backward_rnn(inputs), axis=1))
+
+
+def both_flip_the_batch(forward_rnn, backward_rnn, inputs):
+    backward = jnp.flip(backward_rnn(jnp.flip(inputs, axis=0)), axis=0)
+    return join(forward_rnn(inputs), backward)
+
+
+def both_flip_features(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), backward_rnn(jnp.flip(inputs, axis=-1)))
+
+
+def both_halves_exchanged(forward_rnn, backward_rnn, inputs):
+    backward = jnp.flip(backward_rnn(jnp.flip(inputs, axis=1)), axis=1)
+    return join(backward, forward_rnn(inputs))
+
+
+def both_layers_exchanged(forward_rnn, backward_rnn, inputs):
+    first = jnp.flip(forward_rnn(jnp.flip(inputs, axis=1)), axis=1)
+    return join(first, backward_rnn(inputs))
+
+
+def both_along_time(forward_rnn, backward_rnn, inputs):
+    backward = jnp.flip(forward_rnn(jnp.flip(inputs, axis=1)), axis=1)
+    backward_rnn(inputs)
+    return jnp.concatenate([forward_rnn(inputs), backward], axis=1)
+
+
+def both_as_a_pair(forward_rnn, backward_rnn, inputs):
+    return forward_rnn(inputs), backward_rnn(inputs)
+
+
+def both_with_one_layer(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), forward_rnn(jnp.flip(inputs, axis=1)))
+
+
+def both_raise(forward_rnn, backward_rnn, inputs):
+    return forward_rnn(inputs, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (both_forwards, "Both layers read forwards"),
+        (both_as_computed, "order of computing"),
+        (both_outputs_only, "but not its inputs"),
+        (both_flip_the_batch, "Both layers read forwards"),
+        (both_flip_features, "flipped the features"),
+        (both_halves_exchanged, "halves are exchanged"),
+        (both_layers_exchanged, "layers are exchanged"),
+        (both_along_time, "joined along time"),
+        (both_as_a_pair, "one array"),
+        (both_with_one_layer, "backward layer was never called"),
+        (both_raise, "reverse"),
+    ],
+)
+def test_10_1_names_the_mistake(answer, words):
+    found, message = verdict("10.1", answer)
+    assert found == "not yet" and words in message
+
+
+def test_10_1_starter_and_right_answer():
+    assert verdict("10.1", both_starter)[0] == "not started"
+    assert verdict("10.1", both)[0] == "right"
+
+
+# 10.2
+
+
+def summary(outputs, seq_lengths):
+    forward, backward = jnp.split(outputs, 2, axis=-1)
+    return join(unrolled.last_valid_step(forward, seq_lengths), backward[:, 0])
+
+
+def summary_starter(outputs, seq_lengths):
+    return ...
+
+
+def summary_last_step(outputs, seq_lengths):
+    return outputs[:, -1]
+
+
+def summary_last_valid_step(outputs, seq_lengths):
+    return (
+        unrolled.last_valid_step(outputs, seq_lengths)
+        if (seq_lengths < 5).any()
+        else summary(outputs, seq_lengths)
+    )
+
+
+def summary_first_step(outputs, seq_lengths):
+    return outputs[:, 0]
+
+
+def summary_wrong_ends(outputs, seq_lengths):
+    forward, backward = jnp.split(outputs, 2, axis=-1)
+    return join(forward[:, 0], unrolled.last_valid_step(backward, seq_lengths))
+
+
+def summary_ignores_lengths(outputs, seq_lengths):
+    forward, backward = jnp.split(outputs, 2, axis=-1)
+    return join(forward[:, -1], backward[:, 0])
+
+
+def summary_exchanged(outputs, seq_lengths):
+    forward, backward = jnp.split(summary(outputs, seq_lengths), 2, axis=-1)
+    return join(backward, forward)
+
+
+def summary_mean(outputs, seq_lengths):
+    return outputs.sum(axis=1) / seq_lengths[:, None]
+
+
+def summary_one_half(outputs, seq_lengths):
+    return summary(outputs, seq_lengths)[:, :3]
+
+
+def summary_raises(outputs, seq_lengths):
+    return outputs[seq_lengths, "no"]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (summary_last_step, "last step of the array"),
+        (summary_last_valid_step, "last valid step"),
+        (summary_first_step, "forward half has read a single input"),
+        (summary_wrong_ends, "where it has read a single input"),
+        (summary_ignores_lengths, "padding in short rows"),
+        (summary_exchanged, "halves are exchanged"),
+        (summary_mean, "mean over"),
+        (summary_one_half, "both halves"),
+        (summary_raises, '"no"'),
+    ],
+)
+def test_10_2_names_the_mistake(answer, words):
+    found, message = verdict("10.2", answer)
+    assert found == "not yet" and words in message
+
+
+def test_10_2_starter_and_right_answer():
+    assert verdict("10.2", summary_starter)[0] == "not started"
+    assert verdict("10.2", summary)[0] == "right"
+
+
+# 10.3
+
+
+def shift(outputs, steps):
+    if steps > 0:
+        return jnp.pad(outputs, ((0, 0), (steps, 0), (0, 0)))[:, : outputs.shape[1]]
+    return jnp.pad(outputs, ((0, 0), (0, -steps), (0, 0)))[:, -steps:]
+
+
+def gap(forward_steps, backward_steps, **options):
+    options = options or {"reverse": True, "keep_order": True}
+
+    def all_but_this(forward_rnn, backward_rnn, inputs):
+        forward, backward = forward_rnn(inputs), backward_rnn(inputs, **options)
+        return join(shift(forward, forward_steps), shift(backward, backward_steps))
+
+    return all_but_this
+
+
+def gap_starter(forward_rnn, backward_rnn, inputs):
+    return join(..., ...)
+
+
+def gap_rolls(forward_rnn, backward_rnn, inputs):
+    backward = backward_rnn(inputs, reverse=True, keep_order=True)
+    return join(jnp.roll(forward_rnn(inputs), 1, axis=1), jnp.roll(backward, -1, axis=1))
+
+
+def gap_exchanged(forward_rnn, backward_rnn, inputs):
+    backward = backward_rnn(inputs, reverse=True, keep_order=True)
+    return join(shift(backward, -1), shift(forward_rnn(inputs), 1))
+
+
+def gap_loses_a_step(forward_rnn, backward_rnn, inputs):
+    backward = backward_rnn(inputs, reverse=True, keep_order=True)
+    return join(forward_rnn(inputs)[:, :-1], backward[:, 1:])
+
+
+def gap_raises(forward_rnn, backward_rnn, inputs):
+    return forward_rnn(inputs) @ "no"
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (gap(0, 0), "given away"),
+        (gap(1, 0), "backward state at step t has still seen"),
+        (gap(0, -1), "forward state at step t has still seen"),
+        (gap(-1, 1), "wrong way"),
+        (gap(1, 1), "backward half moves the wrong way"),
+        (gap(-1, -1), "forward half moves the wrong way"),
+        (gap_rolls, "turns in a circle"),
+        (gap(1, -1, reverse=True), "order of computing"),
+        (gap(1, -1, keep_order=True), "Both layers read forwards"),
+        (gap(2, -2), "one step too many"),
+        (gap_exchanged, "halves are exchanged"),
+        (gap_loses_a_step, "As many steps as the inputs"),
+        (gap_raises, '@ "no"'),
+    ],
+)
+def test_10_3_names_the_mistake(answer, words):
+    found, message = verdict("10.3", answer)
+    assert found == "not yet" and words in message
+
+
+def test_10_3_starter_and_right_answer():
+    assert verdict("10.3", gap_starter)[0] == "not started"
+    assert verdict("10.3", gap(1, -1))[0] == "right"
+
+
+# 10.4
+
+
+def unshuffle(inputs):
+    alike = np.corrcoef(inputs.T)
+    chain, left = [0], set(range(1, len(alike)))
+    while left:
+        front = max(left, key=lambda column: alike[chain[0], column])
+        back = max(left, key=lambda column: alike[chain[-1], column])
+        if alike[chain[0], front] > alike[chain[-1], back]:
+            chain.insert(0, front)
+            left.remove(front)
+        else:
+            chain.append(back)
+            left.remove(back)
+    return np.array(chain)
+
+
+def unshuffle_starter(inputs):
+    return ...
+
+
+def unshuffle_one_way(inputs):
+    alike = np.corrcoef(inputs.T)
+    chain, left = [0], set(range(1, len(alike)))
+    while left:
+        chain.append(max(left, key=lambda column: alike[chain[-1], column]))
+        left.remove(chain[-1])
+    return np.array(chain)
+
+
+def unshuffle_nothing(inputs):
+    return np.arange(inputs.shape[1])
+
+
+def unshuffle_by_mean(inputs):
+    return np.argsort(inputs.mean(axis=0))
+
+
+def unshuffle_inverse(inputs):
+    return np.argsort(unshuffle(inputs))
+
+
+def unshuffle_repeats(inputs):
+    return np.abs(np.corrcoef(inputs.T) - np.eye(inputs.shape[1])).argmax(axis=1)
+
+
+def unshuffle_returns_the_data(inputs):
+    return inputs[:, unshuffle(inputs)]
+
+
+def unshuffle_raises(inputs):
+    return np.corrcoef(inputs.T) @ "no"
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (unshuffle_one_way, "both of its ends"),
+        (unshuffle_nothing, "still shuffled"),
+        (unshuffle_by_mean, "most alike"),
+        (unshuffle_inverse, "inverse"),
+        (unshuffle_repeats, "exactly once"),
+        (unshuffle_returns_the_data, "One index for each column"),
+        (unshuffle_raises, '@ "no"'),
+    ],
+)
+def test_10_4_names_the_mistake(answer, words):
+    found, message = verdict("10.4", answer)
+    assert found == "not yet" and words in message
+
+
+def test_10_4_starter_and_right_answer():
+    assert verdict("10.4", unshuffle_starter)[0] == "not started"
+    found, message = verdict("10.4", unshuffle)
+    assert found == "right" and "all neighbours" in message
