@@ -1,0 +1,382 @@
+"""Exercises of chapter 9: means, backwards reading, attention and batches of ragged sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.lab.exercises._base import (
+    NotStarted,
+    Wrong,
+    exercise,
+    expect_array,
+    expect_close,
+    run,
+)
+
+LENGTHS = np.array([3, 5, 1, 0], np.int32)
+NUM_STEPS = 5
+MASK = np.arange(NUM_STEPS) < LENGTHS[:, None]  # (batch, time)
+EMPTY = "The row of length zero should give zeros"
+
+
+def _ragged(seed: int, *features: int, padding: float) -> np.ndarray:
+    """Random numbers of shape (4, 5, *features) with `padding` at the padded steps."""
+    values = np.random.default_rng(seed).normal(size=(*MASK.shape, *features))
+    mask = MASK.reshape(MASK.shape + (1,) * len(features))
+    return np.where(mask, values, padding).astype(np.float32)
+
+
+@exercise("9.1", "the mean of what is there", "easy")
+def mean_over_time(function: Callable) -> str:
+    outputs = _ragged(91, 3, padding=7.0)
+    shape = (4, 3)
+    count = np.maximum(LENGTHS, 1)[:, None]
+    expected = np.where(MASK[..., None], outputs, 0).sum(axis=1) / count
+    result = np.asarray(_numbers(run(function, jnp.asarray(outputs), jnp.asarray(LENGTHS))))
+    if result.shape == shape and not np.isfinite(result[3]).all():
+        raise Wrong(
+            f"{EMPTY}, but it gives {result[3, 0]}: zero divided by zero. Divide by the length, "
+            "but at least by 1."
+        )
+    expect_array(result, shape, hint="One mean per row and feature: the axis of time is 1.")
+    last = np.where(LENGTHS[:, None] > 0, outputs[np.arange(4), LENGTHS - 1], 0)
+    over_batch = np.where(MASK[..., None], outputs, 0).sum(axis=1) / MASK.sum()
+    too_long = np.arange(NUM_STEPS) <= LENGTHS[:, None]
+    one_more = np.where(too_long[..., None], outputs, 0).sum(axis=1)
+    expect_close(
+        result,
+        expected,
+        mistakes={
+            "This is the mean over all columns, padding included. Put zeros there first, and "
+            "divide by the length.": outputs.mean(axis=1),
+            "The padding adds nothing any more, but it is still counted: you divide by the number "
+            "of columns. Divide by the length of the row.": expected * count / NUM_STEPS,
+            "These are the sums. Divide each row by its length.": expected * count,
+            "Every row is divided by the same number, that of all valid steps. Divide each row by "
+            "its own length.": over_batch,
+            "This is the last valid step, not the mean of all of them.": last,
+            "One padded step is counted in each row: step t is valid if t < length, not t <= "
+            "length.": one_more / count,
+            "One padded step is counted in each row: step t is valid if t < length, not t <= "
+            "length. ": one_more / (LENGTHS + 1)[:, None],
+            "The mask is turned round: this is the mean of the padding.": (
+                np.where(MASK[..., None], 0, outputs).sum(axis=1) / count
+            ),
+        },
+        otherwise="Compare with a row by hand: outputs[0, :3].mean(axis=0) for the length 3.",
+    )
+    with_nan = run(function, jnp.asarray(_ragged(91, 3, padding=np.nan)), jnp.asarray(LENGTHS))
+    if not np.isfinite(np.asarray(with_nan)).all():
+        raise Wrong(
+            "With NaN in the padding the mean becomes NaN: NaN times 0 is NaN. Choose with "
+            "`jnp.where` instead of multiplying with the mask."
+        )
+    expect_close(with_nan, expected, name="with NaN in the padding the mean")
+    return (
+        "each row is divided by its own length, the empty one gives zero, and NaN in the padding "
+        "goes unnoticed. It summarises an utterance in the chapter."
+    )
+
+
+class _Counter:
+    """A cell that shows what it has read: the carry grows in a known way, and is not its output."""
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        carry = 0.5 * carry + inputs
+        return carry, 2 * carry + 1
+
+
+def _read(start: np.ndarray, inputs: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read each row alone, in NumPy, in the named order; outputs stand where their inputs do."""
+    carries, outputs = np.array(start, np.float64), np.zeros(inputs.shape)
+    for b, length in enumerate(LENGTHS):
+        steps = {
+            "right": range(length - 1, -1, -1),
+            "forwards": range(length),
+            "whole": range(NUM_STEPS - 1, -1, -1),
+            "plain flip": range(NUM_STEPS - 1, NUM_STEPS - 1 - length, -1),
+        }[order]
+        for t in steps:
+            carries[b] = 0.5 * carries[b] + inputs[b, t]
+            outputs[b, t] = 2 * carries[b] + 1
+    return carries, outputs
+
+
+@exercise("9.2", "backwards without a flip", "medium")
+def read_backwards(function: Callable) -> str:
+    rng = np.random.default_rng(92)
+    inputs = _ragged(92, 2, padding=5.0)
+    start = rng.normal(size=(4, 2)).astype(np.float32)
+    result = run(function, _Counter(), *map(jnp.asarray, (start, inputs, LENGTHS)))
+    if not (isinstance(result, tuple | list) and len(result) == 2):
+        raise Wrong("Return the pair `(carry, outputs)`, as scan does.")
+    carry, outputs = (_numbers(part) for part in result)
+    if np.shape(outputs) == (4, 2) and np.shape(carry) == inputs.shape:
+        raise Wrong("The two results are exchanged: first the carry, then the outputs.")
+    expect_array(carry, (4, 2), "the carry")
+    if np.shape(outputs) == (NUM_STEPS, 4, 2):
+        raise Wrong(
+            f"The outputs have shape {np.shape(outputs)}: time is still the first axis. Move it "
+            "back behind the batch."
+        )
+    expect_array(outputs, inputs.shape, "the outputs")
+    right_carry, right_outputs = _read(start, inputs, "right")
+    whole_carry, _ = _read(start, inputs, "whole")
+    zero_carry, _ = _read(np.zeros_like(start), inputs, "right")
+    expect_close(
+        carry,
+        right_carry,
+        name="the carry",
+        mistakes={
+            "The carry has gone through the padding before it met the sequence. Keep the old carry "
+            "as long as t >= length.": whole_carry,
+            "This carry has read forwards. Use `reverse=True`.": _read(start, inputs, "forwards")[
+                0
+            ],
+            "Your carry takes `length` steps, but from the last column on: these are not the steps "
+            "of the sequence. The condition is t < length, where t is the step's own "
+            "number.": _read(start, inputs, "plain flip")[0],
+            "Your carry begins at zero. Begin with the carry that is given.": zero_carry,
+            "The carry never changes: this is the one that was given. Where the mask is true, take "
+            "the new one.": start,
+        },
+        otherwise="Row 0 has length 3: it should read the steps 2, 1, 0, in this order.",
+    )
+    mask = MASK[..., None]
+    shown = np.where(mask, right_outputs, 0)
+    reading_order = np.zeros_like(shown)
+    for b, length in enumerate(LENGTHS):
+        reading_order[b, :length] = shown[b, :length][::-1]
+    leftover = np.where(mask, shown, 2 * (0.5 * start[:, None] + inputs) + 1)
+    got = np.asarray(outputs, np.float64)
+    if np.allclose(got[MASK], shown[MASK], atol=1e-5) and not np.allclose(got, shown, atol=1e-5):
+        what = (
+            "what the cell computes there" if np.allclose(got, leftover, atol=1e-4) else "something"
+        )
+        raise Wrong(
+            f"At padded steps the outputs should be zero, but {what} is left over. Mask the output "
+            "like the carry."
+        )
+    expect_close(
+        outputs,
+        shown,
+        name="the outputs",
+        mistakes={
+            "The outputs come in the order of reading. The output at step t belongs to the input "
+            "at step t.": reading_order,
+            "The outputs come in the order of reading. The output at step t belongs to the input "
+            "at step t. A reversed scan does that by itself: no flip.": np.flip(shown, axis=1),
+            "These are the carries, not the outputs of the cell.": np.where(
+                mask, (shown - 1) / 2, 0
+            ),
+        },
+    )
+    with_nan = run(
+        function,
+        _Counter(),
+        *map(jnp.asarray, (start, _ragged(92, 2, padding=np.nan), LENGTHS)),
+    )
+    for part, expected in zip(with_nan, (right_carry, shown)):
+        if not np.isfinite(np.asarray(part)).all():
+            raise Wrong("With NaN in the padding a result becomes NaN. Choose with `jnp.where`.")
+        expect_close(part, expected, name="with NaN in the padding a result")
+    return (
+        "the carry waits at the end of each row until its sequence begins. No flip, no gather, and "
+        "the outputs are where they belong."
+    )
+
+
+@exercise("9.3", "attention", "hard")
+def attend(function: Callable) -> str:
+    scores, outputs = _ragged(931, padding=3.0), _ragged(932, 3, padding=-4.0)
+    result = np.asarray(_numbers(run(function, *map(jnp.asarray, (scores, outputs, LENGTHS)))))
+    if result.shape == (4, 3) and not np.isfinite(result[3]).all():
+        raise Wrong(
+            f"{EMPTY}, but it gives {result[3, 0]}. Are all its scores minus infinity? Then the "
+            "softmax is 0/0; a finite number such as -1e30 will do."
+        )
+    expect_array(result, (4, 3), hint="One vector of features per row: sum over time, axis 1.")
+    everywhere = _softmax(scores)
+    cleaned = np.where(MASK[..., None], outputs, 0)
+    expected = _attention(scores, outputs)
+    zero_scores = _softmax(np.where(MASK, scores, 0))
+    mean = cleaned.sum(axis=1) / np.maximum(LENGTHS, 1)[:, None]
+    unnormalised = (np.where(MASK, np.exp(scores), 0)[..., None] * outputs).sum(axis=1)
+    over_batch = np.where(MASK, np.exp(scores), 0)
+    over_batch = over_batch / over_batch.sum(axis=0, keepdims=True)
+    over_batch = (over_batch[..., None] * cleaned).sum(axis=1)
+    empty_row = (everywhere[..., None] * outputs).sum(axis=1)
+    empty_filled = np.where(LENGTHS[:, None] > 0, expected, outputs.mean(axis=1))
+    expect_close(
+        result,
+        expected,
+        mistakes={
+            "The softmax runs over all columns, padding included. Give padded steps a score with "
+            "no weight before the softmax.": empty_row,
+            "The softmax still counts the padding: its weights are cut off afterwards, and what is "
+            "left does not add up to one. Mask the *scores*, before the softmax.": (
+                (np.where(MASK, everywhere, 0)[..., None] * outputs).sum(axis=1)
+            ),
+            "Padded scores are set to 0, but a score of 0 has the weight e^0 = 1. Set them to "
+            "something very negative.": (zero_scores[..., None] * cleaned).sum(axis=1),
+            "Padded scores are set to 0, but a score of 0 has the weight e^0 = 1. Set them to "
+            "something very negative. ": (zero_scores[..., None] * outputs).sum(axis=1),
+            "The weights do not add up to one. Divide by their sum over the valid steps.": (
+                unnormalised
+            ),
+            "All valid steps have the same weight: the scores are not used.": mean,
+            "The softmax runs over the batch. It should run over time, the last axis of the "
+            "scores.": over_batch,
+            f"{EMPTY}, but its padding shows: with all scores equal, the softmax spreads its "
+            "weight over the padded outputs. Clean the outputs, too.": empty_filled,
+        },
+        tolerance=1e-4,
+    )
+    large = np.where(MASK, scores * 500, 1e6).astype(np.float32)
+    answer = np.asarray(run(function, *map(jnp.asarray, (large, outputs, LENGTHS))))
+    if not np.isfinite(answer).all():
+        raise Wrong(
+            "Scores of about 1000 give NaN or infinity: e^1000 is too large for any float. Use "
+            "`jax.nn.softmax`, which subtracts the largest score first."
+        )
+    expect_close(answer, _attention(large, outputs), name="for large scores the result")
+    _check_attention_gradients(function, expected)
+    return (
+        "weights add up to one over the valid steps, large scores do no harm, and NaN in the "
+        "padding reaches neither the result nor a gradient."
+    )
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _attention(scores: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """What the exercise asks for, row by row."""
+    result = np.zeros((4, outputs.shape[2]))
+    for b, length in enumerate(LENGTHS):
+        if length:
+            result[b] = _softmax(scores[b : b + 1, :length])[0] @ outputs[b, :length]
+    return result
+
+
+def _check_attention_gradients(function: Callable, expected: np.ndarray) -> None:
+    scores, outputs = _ragged(931, padding=np.nan), _ragged(932, 3, padding=np.nan)
+    weights = jnp.asarray(np.random.default_rng(933).normal(size=(4, 3)), jnp.float32)
+    lengths = jnp.asarray(LENGTHS)
+    answer = run(function, jnp.asarray(scores), jnp.asarray(outputs), lengths)
+    if not np.isfinite(np.asarray(answer)).all():
+        raise Wrong(
+            "With NaN in the padding the result becomes NaN: a weight of 0 times NaN is NaN. Clean "
+            "the outputs with `jnp.where`, and the scores as well."
+        )
+    expect_close(answer, expected, name="with NaN in the padding the result", tolerance=1e-4)
+
+    def total(scores, outputs):
+        return jnp.sum(weights * function(scores, outputs, lengths))
+
+    gradients = run(jax.grad(total, argnums=(0, 1)), jnp.asarray(scores), jnp.asarray(outputs))
+    for name, gradient in zip(("scores", "outputs"), gradients):
+        gradient = np.asarray(gradient)
+        if not np.isfinite(gradient).all():
+            raise Wrong(
+                f"The result is right, but the gradient by the {name} is NaN. A `where` at the end "
+                "is too late: replace padded scores and outputs before anything is computed with "
+                "them."
+            )
+        if np.any(gradient[~MASK]):
+            raise Wrong(f"The gradient by the {name} is not zero in the padding.")
+        if not np.any(gradient[MASK]):
+            raise Wrong(f"The gradient by the {name} is zero everywhere: nothing can be learned.")
+
+
+@exercise("9.4", "less padding", "open")
+def make_batches(function: Callable) -> str:
+    lengths = np.random.default_rng(94).integers(7, 27, size=270).astype(np.int32)
+    batches = _batches(function, lengths, seed=1)
+    rows = np.concatenate(batches)
+    missing = sorted(set(range(270)) - set(rows.tolist()))
+    if missing:
+        raise Wrong(f"Row {missing[0]} is in no batch ({len(missing)} rows are missing).")
+    if len(rows) > 270:
+        twice = int(np.flatnonzero(np.bincount(rows, minlength=270) > 1)[0])
+        raise Wrong(f"Row {twice} is in more than one batch.")
+    largest = max(len(batch) for batch in batches)
+    if largest > 30:
+        raise Wrong(f"A batch has {largest} rows; at most 30 are allowed.")
+    if len(batches) > 18:
+        raise Wrong(
+            f"These are {len(batches)} batches. Small ones have little padding, but each is an "
+            "update of its own: use at most 18 (9 would be enough)."
+        )
+    steps = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    padding = 100 * (1 - lengths.sum() / steps)
+    if padding > 15:
+        raise Wrong(
+            f"{padding:.0f} % of the computed steps are padding; at most 15 % are allowed. Put "
+            "sequences of similar length into the same batch."
+        )
+    again = _batches(function, lengths, seed=2)
+    if _same_sets(batches, again):
+        raise Wrong(
+            "Another random generator gives the same batches: the same rows always meet. Add "
+            "something random to the lengths before you sort."
+        )
+    means = [lengths[batch].mean() for batch in batches]
+    if means == sorted(means) or means == sorted(means, reverse=True):
+        raise Wrong(
+            "The batches come in the order of their lengths, so every epoch begins with short ones "
+            "and ends with long ones (or the other way round). Permute the batches."
+        )
+    together = _pairs(batches) & _pairs(again)
+    share = 100 * len(together) / len(_pairs(batches))
+    return (
+        f"{padding:.1f} % of the computed steps are padding, instead of about 35 % in batches at "
+        f"random; {share:.0f} % of the pairs of rows that meet in one call meet again in the next. "
+        "Sorting by the length alone has the least padding and the least chance."
+    )
+
+
+def _batches(function: Callable, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+    result = run(function, lengths, np.random.default_rng(seed))
+    if not isinstance(result, list | tuple) or not result:
+        raise Wrong("Return a list of arrays of row numbers, one array for each batch.")
+    batches = []
+    for batch in result:
+        rows = np.asarray(batch)
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            raise Wrong(
+                f"A batch has shape {rows.shape} and dtype {rows.dtype}; expected row numbers: one "
+                "axis of whole numbers."
+            )
+        if rows.size and (rows.min() < 0 or rows.max() >= len(lengths)):
+            raise Wrong(
+                f"A batch holds the row number {rows.max()}, but there are {len(lengths)} rows, "
+                "from 0 on."
+            )
+        if rows.size:
+            batches.append(rows)
+    return batches
+
+
+def _same_sets(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return {frozenset(b.tolist()) for b in first} == {frozenset(b.tolist()) for b in second}
+
+
+def _pairs(batches: list[np.ndarray]) -> set[tuple[int, int]]:
+    return {(a, b) for batch in batches for a in batch.tolist() for b in batch.tolist() if a < b}
+
+
+def _numbers(value: Any) -> Any:
+    """Raise `NotStarted` for an unfinished part, `Wrong` for what is no array at all."""
+    if value is Ellipsis or value is None:
+        raise NotStarted
+    if not hasattr(value, "shape"):
+        raise Wrong(f"expected an array, not a {type(value).__name__}.")
+    return value

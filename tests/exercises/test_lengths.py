@@ -1,0 +1,397 @@
+"""Chapter 9: starters are told apart, right answers pass, and mistakes are named."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled.lab.exercises import EXERCISES, judge
+
+
+def verdict(number, answer):
+    return judge(EXERCISES[number], answer)
+
+
+def mask_of(lengths, array):
+    mask = jnp.arange(array.shape[1]) < lengths[:, None]
+    return mask.reshape(mask.shape + (1,) * (array.ndim - 2))
+
+
+def clean(array, lengths):
+    return jnp.where(mask_of(lengths, array), array, 0.0)
+
+
+# 9.1
+
+
+def mean(outputs, lengths):
+    return clean(outputs, lengths).sum(axis=1) / jnp.maximum(lengths, 1)[:, None]
+
+
+def mean_starter(outputs, lengths):
+    return ...
+
+
+def mean_of_all(outputs, lengths):
+    return outputs.mean(axis=1)
+
+
+def mean_counts_padding(outputs, lengths):
+    return clean(outputs, lengths).mean(axis=1)
+
+
+def mean_is_a_sum(outputs, lengths):
+    return clean(outputs, lengths).sum(axis=1)
+
+
+def mean_by_the_batch(outputs, lengths):
+    return clean(outputs, lengths).sum(axis=1) / lengths.sum()
+
+
+def mean_divides_by_zero(outputs, lengths):
+    return clean(outputs, lengths).sum(axis=1) / lengths[:, None]
+
+
+def mean_takes_the_last(outputs, lengths):
+    last = outputs[jnp.arange(len(lengths)), lengths - 1]
+    return jnp.where(lengths[:, None] > 0, last, 0)
+
+
+def mean_one_too_many(outputs, lengths):
+    mask = jnp.arange(outputs.shape[1]) <= lengths[:, None]
+    return jnp.where(mask[..., None], outputs, 0).sum(axis=1) / jnp.maximum(lengths, 1)[:, None]
+
+
+def mean_of_the_padding(outputs, lengths):
+    rest = jnp.where(mask_of(lengths, outputs), 0, outputs)
+    return rest.sum(axis=1) / jnp.maximum(lengths, 1)[:, None]
+
+
+def mean_multiplies(outputs, lengths):
+    total = (outputs * mask_of(lengths, outputs)).sum(axis=1)
+    return total / jnp.maximum(lengths, 1)[:, None]
+
+
+def mean_over_the_batch(outputs, lengths):
+    return clean(outputs, lengths).mean(axis=0)
+
+
+def mean_raises(outputs, lengths):
+    return outputs[lengths::"no"]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (mean_of_all, "padding included"),
+        (mean_counts_padding, "still counted"),
+        (mean_is_a_sum, "These are the sums"),
+        (mean_by_the_batch, "its own length"),
+        (mean_divides_by_zero, "zero divided by zero"),
+        (mean_takes_the_last, "last valid step"),
+        (mean_one_too_many, "not t <= length"),
+        (mean_of_the_padding, "turned round"),
+        (mean_multiplies, "NaN times 0"),
+        (mean_over_the_batch, "axis of time is 1"),
+        (mean_raises, '"no"'),
+        (lambda outputs, lengths: None, "returned None"),
+    ],
+)
+def test_9_1_names_the_mistake(answer, words):
+    found, message = verdict("9.1", answer)
+    assert found == "not yet" and words in message
+
+
+def test_9_1_starter_and_right_answer():
+    assert verdict("9.1", mean_starter)[0] == "not started"
+    assert verdict("9.1", mean)[0] == "right"
+
+
+# 9.2
+
+
+def backwards(cell, carry, inputs, lengths, hold=True, show=True, reverse=True):
+    def step(carry, scanned):
+        t, x_t = scanned
+        valid = (t < lengths)[:, None]
+        new_carry, output = cell(carry, x_t)
+        carry = jnp.where(valid, new_carry, carry) if hold else new_carry
+        return carry, jnp.where(valid, output, 0.0) if show else output
+
+    scanned = (jnp.arange(inputs.shape[1]), inputs.swapaxes(0, 1))
+    carry, outputs = jax.lax.scan(step, carry, scanned, reverse=reverse)
+    return carry, outputs.swapaxes(0, 1)
+
+
+def backwards_starter(cell, carry, inputs, lengths):
+    return ..., ...
+
+
+def backwards_through_padding(*args):
+    return backwards(*args, hold=False)
+
+
+def backwards_forwards(*args):
+    return backwards(*args, reverse=False)
+
+
+def backwards_leftover(*args):
+    return backwards(*args, show=False)
+
+
+def backwards_plain_flip(cell, carry, inputs, lengths):
+    carry, outputs = backwards(cell, carry, inputs[:, ::-1], lengths, reverse=False)
+    return carry, outputs[:, ::-1]
+
+
+def backwards_in_reading_order(*args):
+    carry, outputs = backwards(*args)
+    return carry, outputs[:, ::-1]
+
+
+def backwards_from_zero(cell, carry, inputs, lengths):
+    return backwards(cell, jnp.zeros_like(carry), inputs, lengths)
+
+
+def backwards_keeps_the_old(cell, carry, inputs, lengths):
+    return carry, backwards(cell, carry, inputs, lengths)[1]
+
+
+def backwards_time_first(*args):
+    carry, outputs = backwards(*args)
+    return carry, outputs.swapaxes(0, 1)
+
+
+def backwards_exchanged(*args):
+    return backwards(*args)[::-1]
+
+
+def backwards_outputs_only(*args):
+    return backwards(*args)[1]
+
+
+def backwards_multiplies(cell, carry, inputs, lengths):
+    mask = mask_of(lengths, inputs)
+    return backwards(cell, carry, inputs * mask, lengths)
+
+
+def backwards_raises(cell, carry, inputs, lengths):
+    return jax.lax.scan(cell, carry, inputs, reverse="no" + 1)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (backwards_through_padding, "gone through the padding"),
+        (backwards_forwards, "read forwards"),
+        (backwards_leftover, "left over"),
+        (backwards_plain_flip, "from the last column on"),
+        (backwards_in_reading_order, "order of reading"),
+        (backwards_from_zero, "begins at zero"),
+        (backwards_keeps_the_old, "never changes"),
+        (backwards_time_first, "time is still the first axis"),
+        (backwards_exchanged, "exchanged"),
+        (backwards_outputs_only, "pair `(carry, outputs)`"),
+        (backwards_raises, '"no" + 1'),
+    ],
+)
+def test_9_2_names_the_mistake(answer, words):
+    found, message = verdict("9.2", answer)
+    assert found == "not yet" and words in message
+
+
+def test_9_2_starter_and_right_answer():
+    assert verdict("9.2", backwards_starter)[0] == "not started"
+    assert verdict("9.2", backwards)[0] == "right"
+    assert verdict("9.2", backwards_multiplies)[0] == "right"  # what `where` hides does not matter
+
+
+# 9.3
+
+
+def weigh(weights, outputs):
+    return (weights[..., None] * outputs).sum(axis=1)
+
+
+def attention(scores, outputs, lengths):
+    scores = jnp.where(mask_of(lengths, scores), scores, -1e30)
+    return weigh(jax.nn.softmax(scores, axis=1), clean(outputs, lengths))
+
+
+def attention_starter(scores, outputs, lengths):
+    return ...
+
+
+def attention_everywhere(scores, outputs, lengths):
+    return weigh(jax.nn.softmax(scores, axis=1), outputs)
+
+
+def attention_masked_too_late(scores, outputs, lengths):
+    weights = jnp.where(mask_of(lengths, scores), jax.nn.softmax(scores, axis=1), 0)
+    return weigh(weights, outputs)
+
+
+def attention_scores_zero(scores, outputs, lengths):
+    scores = jnp.where(mask_of(lengths, scores), scores, 0.0)
+    return weigh(jax.nn.softmax(scores, axis=1), clean(outputs, lengths))
+
+
+def attention_minus_infinity(scores, outputs, lengths):
+    scores = jnp.where(mask_of(lengths, scores), scores, -jnp.inf)
+    return weigh(jax.nn.softmax(scores, axis=1), clean(outputs, lengths))
+
+
+def attention_not_normalised(scores, outputs, lengths):
+    return weigh(jnp.where(mask_of(lengths, scores), jnp.exp(scores), 0), clean(outputs, lengths))
+
+
+def attention_is_a_mean(scores, outputs, lengths):
+    return mean(outputs, lengths)
+
+
+def attention_over_the_batch(scores, outputs, lengths):
+    scores = jnp.where(mask_of(lengths, scores), scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=0)
+    return weigh(jnp.where(mask_of(lengths, scores), weights, 0), clean(outputs, lengths))
+
+
+def attention_dirty_outputs(scores, outputs, lengths):
+    scores = jnp.where(mask_of(lengths, scores), scores, -1e30)
+    return weigh(jax.nn.softmax(scores, axis=1), outputs)
+
+
+def attention_overflows(scores, outputs, lengths):
+    powers = jnp.where(mask_of(lengths, scores), jnp.exp(scores), 0)
+    total = powers.sum(axis=1, keepdims=True)
+    weights = powers / jnp.where(total > 0, total, 1)
+    return weigh(weights, clean(outputs, lengths))
+
+
+def attention_zero_times_nan(scores, outputs, lengths):
+    scores = jnp.where(mask_of(lengths, scores), scores, -1e30)
+    result = weigh(jax.nn.softmax(scores, axis=1), outputs)
+    return jnp.where(lengths[:, None] > 0, result, 0)
+
+
+def attention_cleans_too_late(scores, outputs, lengths):
+    valid = mask_of(lengths, scores)
+    scores = jnp.where(valid, scores, -1e30)
+    products = jax.nn.softmax(scores, axis=1)[..., None] * outputs
+    return jnp.where(valid[..., None], products, 0).sum(axis=1)
+
+
+def attention_raises(scores, outputs, lengths):
+    return scores @ "no"
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (attention_everywhere, "over all columns"),
+        (attention_masked_too_late, "cut off afterwards"),
+        (attention_scores_zero, "e^0 = 1"),
+        (attention_minus_infinity, "minus infinity"),
+        (attention_not_normalised, "do not add up to one"),
+        (attention_is_a_mean, "scores are not used"),
+        (attention_over_the_batch, "over the batch"),
+        (attention_dirty_outputs, "its padding shows"),
+        (attention_overflows, "too large for any float"),
+        (attention_zero_times_nan, "0 times NaN"),
+        (attention_cleans_too_late, "too late"),
+        (attention_raises, '"no"'),
+    ],
+)
+def test_9_3_names_the_mistake(answer, words):
+    found, message = verdict("9.3", answer)
+    assert found == "not yet" and words in message
+
+
+def test_9_3_starter_and_right_answer():
+    assert verdict("9.3", attention_starter)[0] == "not started"
+    assert verdict("9.3", attention)[0] == "right"
+
+
+# 9.4
+
+
+def batches(lengths, rng, chance=2.0):
+    order = np.argsort(lengths + rng.uniform(0, chance, len(lengths)), kind="stable")
+    cut = [order[start : start + 30] for start in range(0, len(order), 30)]
+    return [cut[index] for index in rng.permutation(len(cut))]
+
+
+def batches_starter(lengths, rng):
+    return ...
+
+
+def batches_at_random(lengths, rng):
+    return np.array_split(rng.permutation(len(lengths)), 9)
+
+
+def batches_without_chance(lengths, rng):
+    order = np.argsort(lengths, kind="stable")
+    cut = [order[start : start + 30] for start in range(0, len(order), 30)]
+    return [cut[index] for index in rng.permutation(len(cut))]
+
+
+def batches_in_order(lengths, rng):
+    order = np.argsort(lengths + rng.uniform(0, 2, len(lengths)))
+    return np.array_split(order, 9)
+
+
+def batches_lose_rows(lengths, rng):
+    return batches(lengths, rng)[:-1]
+
+
+def batches_repeat_rows(lengths, rng):
+    result = batches(lengths, rng)
+    return [*result, result[0][:3]]
+
+
+def batches_too_large(lengths, rng):
+    return np.array_split(np.argsort(lengths + rng.uniform(0, 2, len(lengths))), 5)
+
+
+def batches_of_one(lengths, rng):
+    return np.array_split(rng.permutation(len(lengths)), len(lengths))
+
+
+def batches_of_lengths(lengths, rng):
+    return [lengths[batch] / 1 for batch in batches(lengths, rng)]
+
+
+def batches_beyond(lengths, rng):
+    return [batch + 1 for batch in batches(lengths, rng)]
+
+
+def batches_raise(lengths, rng):
+    return rng.missing
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (batches_at_random, "similar length"),
+        (batches_without_chance, "same rows always meet"),
+        (batches_in_order, "Permute the batches"),
+        (batches_lose_rows, "in no batch"),
+        (batches_repeat_rows, "more than one batch"),
+        (batches_too_large, "at most 30"),
+        (batches_of_one, "at most 18"),
+        (batches_of_lengths, "whole numbers"),
+        (batches_beyond, "there are 270 rows"),
+        (lambda lengths, rng: rng.permutation(270), "list of arrays"),
+        (batches_raise, "missing"),
+    ],
+)
+def test_9_4_names_the_mistake(answer, words):
+    found, message = verdict("9.4", answer)
+    assert found == "not yet" and words in message
+
+
+def test_9_4_starter_and_right_answer():
+    assert verdict("9.4", batches_starter)[0] == "not started"
+    found, message = verdict("9.4", batches)
+    assert found == "right" and "% of the computed steps" in message
