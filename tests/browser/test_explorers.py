@@ -285,7 +285,7 @@ def test_directions_start_with_the_numbers_that_the_chapter_prints(directions, p
 
 
 def test_the_keyboard_changes_a_step_its_input_and_the_length(directions, page):
-    directions.get_by_label("Step", exact=True).focus()
+    directions.locator("#step").focus()
     page.keyboard.press("End")
     state = expect_directions(directions)
     assert (state["step"], state["value"]) == (8, 0.4)  # the slider shows what stands there

@@ -10,7 +10,7 @@ const cell = (h, x) => {
 class Directions extends Explorer {
   static title = "A sequence read from both ends";
   static intro = "Choose a step, in the picture or below: which inputs has each direction seen there?";
-  static height = 268;
+  static height = 252;
   static controls = [
     { name: "step", label: "Step", min: 1, max: 8, step: 1, color: "input" },
     { name: "value", label: "Input at this step", min: -1, max: 1, step: 0.1, color: "input" },
@@ -65,25 +65,23 @@ class Directions extends Explorer {
 
   picture({ forward, backward }, state) {
     const { step, length } = state;
-    const X = (t) => 40 * t - 10;
-    const text = (x, y, words, anchor = "middle", style = "") =>
-      `<text x="${x}" y="${y}" text-anchor="${anchor}" style="${style}">${words}</text>`;
-    const band = (from, to, y, color) => to < from ? "" :
-      `<rect x="${X(from) - 18}" y="${y}" width="${40 * (to - from) + 36}" height="5" rx="2" style="fill:var(--${color})"/>`;
-    const bars = (y, height, values, color, name) => text(0, y - height - 7, name, "start") +
-      `<line x1="10" y1="${y}" x2="330" y2="${y}" stroke="currentColor" opacity=".4"/>` +
-      STEPS.filter((t) => t <= length).map((t) => {
-        const v = values[t - 1], h = Math.abs(v) * height;
-        return `<rect x="${X(t) - 10}" y="${v > 0 ? y - h : y}" width="20" height="${h}" style="fill:var(--${color})"/>`;
+    const X = (t) => 34 * t + 50;
+    const text = (x, y, words, anchor = "middle", opacity = 1) =>
+      `<text x="${x}" y="${y}" text-anchor="${anchor}" opacity="${opacity}">${words}</text>`;
+    const band = (from, to, y, color) => step > length ? "" :
+      `<rect x="${X(from) - 15}" y="${y}" width="${34 * (to - from) + 30}" height="6" rx="3" style="fill:var(--${color})"/>`;
+    const bars = (y, height, values, color, name) => text(0, y + 4, name, "start") +
+      `<line x1="67" y1="${y}" x2="339" y2="${y}" stroke="currentColor" opacity=".4"/>` +
+      values.slice(0, length).map((v, i) => {
+        const h = Math.abs(v) * height;
+        return `<rect x="${X(i + 1) - 9}" y="${v > 0 ? y - h : y}" width="18" height="${h}" style="fill:var(--${color})"/>`;
       }).join("");
     const inputs = STEPS.map((t) => state[`x_${t}`]);
-    const seen = step <= length;
-    return `<rect x="${X(step) - 19}" y="1" width="38" height="266" rx="6" fill="none" stroke="currentColor" stroke-width="2"/>` +
-      bars(46, 26, forward, "hidden", "forward state →") +
-      (seen ? band(1, step, 84, "hidden") + band(step, length, 179, "update") : "") +
-      bars(132, 24, inputs, "input", "input") + bars(220, 26, backward, "update", "← backward state") +
-      STEPS.map((t) => (t > length ? text(X(t), 137, "pad", "middle", "opacity:.7") : "") +
-        text(X(t), 264, t) +
-        `<rect data-step="${t}" x="${X(t) - 20}" y="0" width="40" height="268" style="fill:transparent;cursor:pointer"/>`).join("");
+    return `<rect x="${X(step) - 17}" y="1" width="34" height="250" rx="6" fill="none" stroke="currentColor" stroke-width="2"/>` +
+      bars(42, 32, forward, "hidden", "forward") + text(0, 62, "→", "start") + band(1, step, 83, "hidden") +
+      bars(122, 28, inputs, "input", "input") + band(step, length, 155, "update") +
+      bars(201, 32, backward, "update", "backward") + text(0, 221, "←", "start") +
+      STEPS.map((t) => (t > length ? text(X(t), 113, "pad", "middle", 0.8) : "") + text(X(t), 246, t) +
+        `<rect data-step="${t}" x="${X(t) - 17}" y="0" width="34" height="252" style="fill:transparent;cursor:pointer"/>`).join("");
   }
 }
