@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -222,3 +224,13 @@ def test_sharding_metadata_arrives():
     assert cell.dense_i.kernel.get_metadata()["out_sharding"] == (None, "units")
     assert cell.b_hn.get_metadata()["out_sharding"] == ("units",)
     assert "out_sharding" not in cell.dense_h.kernel.get_metadata()
+
+
+def test_the_page_of_differences_names_tests_that_exist():
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "book/flax.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    entries = page.count("\n- **")
+    assert entries > 20 and len(named) >= entries
+    for file, test in named:
+        assert f"def {test}(" in (root / "tests" / file).read_text(encoding="utf-8"), test

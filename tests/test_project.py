@@ -36,6 +36,16 @@ def pages(pattern: str) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in sorted((ROOT / "book").glob(pattern))]
 
 
+def test_the_examples_of_the_readme_run_and_give_the_shapes_they_name():
+    first, second = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
+    names: dict = {}
+    exec(first, names)
+    assert (names["final_h"].shape, names["outputs_h"].shape) == ((8,), (10, 8))
+    exec(second, names)
+    outputs = names["outputs"]
+    assert outputs.shape == (2, 10, 16) and outputs[1, 6].any() and not outputs[1, 7:].any()
+
+
 def test_the_pins_satisfy_the_ranges():
     pins = {}
     for line in text("requirements.txt").splitlines():

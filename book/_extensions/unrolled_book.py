@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docutils import nodes
 from flax import nnx
+from mdit_py_plugins.anchors.index import slugify
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -19,6 +20,7 @@ from sphinx.ext import autodoc
 from sphinx.util.docutils import SphinxDirective
 
 from unrolled.lab import explorers
+from unrolled.lab.exercises import EXERCISES
 
 STATIC = "book/static"
 ROOT_PAGE = """\
@@ -120,8 +122,28 @@ class ExplorerDirective(SphinxDirective):
         return [nodes.raw("", explorer._repr_html_(), format="html")]
 
 
+class ExercisesDirective(SphinxDirective):
+    """List every exercise of the book, chapter by chapter, with its difficulty and its place."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = []
+        for chapter in sorted(Path(self.env.srcdir).glob("book/[0-9][0-9]_*.ipynb")):
+            self.env.note_dependency(str(chapter))
+            number = int(chapter.name[:2])
+            lines += [f"## {self.env.titles[f'book/{chapter.stem}'].astext()}", ""]
+            lines += ["| Exercise | Difficulty |", "|---|---|"]
+            for name, exercise in EXERCISES.items():
+                if int(name.split(".")[0]) == number:
+                    heading = f"Exercise {name} ({exercise.difficulty}): {exercise.title}"
+                    link = f"[{name} {exercise.title}]({chapter.name}#{slugify(heading)})"
+                    lines.append(f"| {link} | {exercise.difficulty} |")
+            lines += ["", f"[Solutions](solutions/{chapter.name})", ""]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("explorer", ExplorerDirective)
+    app.add_directive("exercises", ExercisesDirective)
     app.connect("config-inited", configure)
     # Show the arguments of a module's __init__, not the (*args, **kwargs) of Flax's metaclass.
     call = type(nnx.Module).__call__
