@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
@@ -276,9 +277,9 @@ def _scan_cell(
         cell = nnx.merge(graphdef, nnx.from_flat_state(list(zip(paths, variables))))
         result = cell(carry, x)
         if not (isinstance(result, tuple) and len(result) == 2):
-            kind = "single array" if isinstance(result, jax.Array) else type(result).__name__
             raise TypeError(
-                f"{type(cell).__name__} returned a {kind}; expected the pair (new_carry, output)."
+                f"{type(cell).__name__} returned a {_kind(result)}; expected the pair "
+                "(new_carry, output)."
             )
         state = dict(nnx.to_flat_state(nnx.state(cell)))
         if state.keys() != set(paths):
@@ -376,6 +377,11 @@ def _settle_carry(initial: Any, after: Any) -> Any:
             leaf = leaf.astype(jnp.promote_types(leaf.dtype, want.dtype))
         settled.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(after), settled)
+
+
+def _kind(value: Any) -> str:
+    """What to call a value in an error."""
+    return "single array" if isinstance(value, (jax.Array, np.ndarray)) else type(value).__name__
 
 
 def _move_axis(tree: Any, source: int, destination: int) -> Any:
@@ -542,7 +548,7 @@ class Bidirectional(nnx.Module):
             initial_carry = (None, None)
         if not (isinstance(initial_carry, (tuple, list)) and len(initial_carry) == 2):
             raise ValueError(
-                f"initial_carry is a {type(initial_carry).__name__}; expected the pair (forward "
+                f"initial_carry is a {_kind(initial_carry)}; expected the pair (forward "
                 "carry, backward carry) of a bidirectional layer."
             )
         run = {
@@ -697,7 +703,7 @@ class StackedRNN(nnx.Module):
             initial_carry = [None] * len(self.layers)
         if not isinstance(initial_carry, (tuple, list)) or len(initial_carry) != len(self.layers):
             raise ValueError(
-                f"initial_carry is a {type(initial_carry).__name__} that does not hold one carry "
+                f"initial_carry is a {_kind(initial_carry)} that does not hold one carry "
                 f"for each layer; expected a tuple of {len(self.layers)}, from the bottom up."
             )
         outputs, carries = inputs, []
