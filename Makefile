@@ -50,7 +50,7 @@ test-notebooks: env ## execute every notebook and compare every output with what
 
 test-browser: book ## the built book in a real Chromium
 	@$(BIN)/python tools/chromium.py
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m browser
+	$(BIN)/python -m pytest -m browser
 
 notebooks: env ## execute the notebooks and store them in canonical form (ONLY=book/02_gates.ipynb)
 	$(BIN)/python tools/notebooks.py $(or $(ONLY),$(NOTEBOOKS))

@@ -57,7 +57,9 @@ class Machine:
 def machine(tmp_path_factory) -> Machine:
     machine = Machine(tmp_path_factory.mktemp("colab") / "env")
     pins = notebooks.ROOT / "requirements.txt"
-    machine.run("-m", "pip", "install", "--quiet", "--constraint", str(pins), *ON_COLAB)
+    machine.run(
+        "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", str(pins), *ON_COLAB
+    )
     return machine
 
 

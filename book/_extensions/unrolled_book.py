@@ -29,7 +29,7 @@ ROOT_PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="0; url={home}">
-<link rel="icon" href="_static/favicon.svg">
+<link rel="icon" href="data:,">
 <title>{title}</title>
 <main><h1>{title}</h1><p><a href="{home}">Open the book</a></p></main>
 </html>

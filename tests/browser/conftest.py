@@ -19,14 +19,6 @@ PHONE = {"width": 390, "height": 844}
 PAGE_TIMEOUT = 20_000  # milliseconds that one action in the browser may take
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker do all tests of a page, which share its visits."""
-    for item in items:
-        page = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if page:
-            item.add_marker(pytest.mark.xdist_group(page))
-
-
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
