@@ -147,7 +147,7 @@ MUTANTS += [
 # Where a bug of a file shows first; the other chapters follow, quickest first.
 FIRST_CHAPTERS = {
     "gru.py": ("02_", "03_"),
-    "cells.py": ("06_", "07_"),
+    "cells.py": ("06_", "07_", "08_"),
     "layers.py": ("08_", "09_", "10_"),
     "sequences.py": ("09_",),
     "convert.py": ("06_", "07_"),
