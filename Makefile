@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve test test-unit test-notebooks test-browser \
-	notebooks mutants format lint lock repository clean
+	notebooks mutants bench format lint lock repository clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ notebooks: env ## execute the notebooks and store them in canonical form (ONLY=b
 
 mutants: env ## break the package on purpose: the notebooks must notice every time
 	$(BIN)/python tools/mutants.py
+
+# In .venv itself: torch is pinned there already, as an oracle of the tests.
+bench: env ## the stack's speed against flax.nnx and torch, about 12 minutes (ARGS=--quick)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 format: env ## format the Python files and the notebooks
 	$(BIN)/ruff format

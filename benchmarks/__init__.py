@@ -1,0 +1,1 @@
+"""The stack against `flax.nnx` and torch: `make bench`, or `python -m benchmarks --help`."""
