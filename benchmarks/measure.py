@@ -12,7 +12,7 @@ import numpy as np
 
 TURN_SECONDS = 0.02  # short calls are repeated until a turn lasts as long
 FEWEST_ROUNDS = 5
-COMPARISON_SECONDS = 5.0  # after this no round is begun that FEWEST_ROUNDS does not ask for
+COMPARISON_SECONDS = 3.0  # after this no round is begun that FEWEST_ROUNDS does not ask for
 GEMM_SIZE = 2048
 
 Run = Callable[[], Any]

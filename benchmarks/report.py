@@ -217,7 +217,7 @@ def _figure(results: Row) -> Figure:
         ax.set_xlabel("their time / our time")
     machine = results["machine"]
     figure.suptitle(
-        "How many times faster is unrolled? Right of the line it is.\n"
+        "How many times as fast is unrolled? Right of the line it is the faster one.\n"
         f"{machine['cpu']}, {machine['cores']} cores, {machine['device']}, {machine['date']}",
         fontsize=12,
     )
