@@ -1,0 +1,354 @@
+"""Exercises of chapter 12: a queue, packed sequences, logarithms, and a sweep of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.gru import gru_step, initialize_gru_params
+from unrolled.lab.exercises._base import (
+    Wrong,
+    exercise,
+    expect_array,
+    expect_close,
+    run,
+)
+
+
+@exercise("12.1", "a queue as a tree", "easy")
+def queue_then(function: Callable) -> str:
+    generator = np.random.default_rng(121)
+    a1, b1, a2, b2 = generator.normal(size=(4, 3, 5)).astype(np.float32)
+    both = _pair(run(function, (a1, b1), (a2, b2)))
+    hint = "Rows of the arrays are separate steps: work on them element by element."
+    for name, part in zip("ab", both):
+        expect_array(part, a1.shape, f"the {name} of the result", hint)
+    expect_close(
+        both[0],
+        a1 + a2,
+        name="the a of the result",
+        mistakes={
+            "Your a is a product, as for affine steps. Here a is *added* to w, and two things that "
+            "are added one after the other make a sum.": a1 * a2,
+            "Your a is that of the second step alone: w has also had the first one added.": a2,
+            "Your a is that of the first step alone: the second one adds something, too.": a1,
+            "Your a is a maximum, but nothing is compared on the way of w: both are added.": (
+                np.maximum(a1, a2)
+            ),
+        },
+        otherwise="What has been added to w after both steps, if no maximum has cut it off?",
+    )
+    expect_close(
+        both[1],
+        np.maximum(b1 + a2, b2),
+        name="the b of the result",
+        mistakes={
+            "The order is swapped: your pair stands for *second, then first*. What the first step "
+            "leaves behind goes through the second one.": np.maximum(b2 + a1, b1),
+            "Your b compares b1 and b2 directly. But b1 comes out of the first step and goes "
+            "through the second one, which adds a2.": np.maximum(b1, b2),
+            "Your b is a sum, as for affine steps. The second step takes a maximum with b2.": (
+                a2 + b1 + b2
+            ),
+            "Your b is the formula for affine steps; here a is added and b is compared.": (
+                a2 * b1 + b2
+            ),
+            "Your b lacks b2: the second step takes a maximum at its end.": b1 + a2,
+            "Your b is that of the second step alone. The first one may have left more than "
+            "that.": b2,
+            "Your b adds a2 to b2 as well. The second step adds first and compares then.": (
+                np.maximum(b1, b2) + a2
+            ),
+            "Your b contains a1. The b of the first step is compared *after* a1 was "
+            "added.": np.maximum(b1 + a1 + a2, b2),
+            "Your b takes the smaller of the two; a step takes the larger.": (
+                np.minimum(b1 + a2, b2)
+            ),
+        },
+        otherwise="Follow b1 through the second step.",
+    )
+    work, gaps = generator.exponential(size=(2, 200)).astype(np.float32)
+    a = np.concatenate([[0.0], work[:-1] - gaps[1:]]).astype(np.float32)
+    waits = [0.0]
+    for change in a[1:].astype(np.float64):
+        waits.append(max(waits[-1] + change, 0.0))
+    elements = (jnp.asarray(a), jnp.zeros_like(jnp.asarray(a)))
+    so_far = _pair(run(jax.lax.associative_scan, function, elements))
+    found = np.maximum(np.asarray(so_far[0]), np.asarray(so_far[1]))  # from a wait of zero
+    expect_close(found, waits, name="the waits of 200 customers", tolerance=1e-4)
+    return (
+        f"200 customers, the longest wait {max(waits):.1f} minutes, in a tree. Nothing here is "
+        "linear: it is enough that two steps make one of the same form."
+    )
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise Wrong(
+            f"Return a pair (a, b), one step like the two that you were given; this is a "
+            f"{type(result).__name__}."
+        )
+    return tuple(result)
+
+
+@exercise("12.2", "many sequences in one row", "medium")
+def packed_recurrence(function: Callable) -> str:
+    generator = np.random.default_rng(122)
+    a = generator.uniform(0.5, 1.5, size=(12, 3)).astype(np.float32)
+    b = generator.normal(size=(12, 3)).astype(np.float32)
+    starts = np.isin(np.arange(12), (0, 3, 4, 9))
+    arguments = (jnp.asarray(a), jnp.asarray(b), jnp.asarray(starts))
+    result = run(function, *arguments)
+    if isinstance(result, tuple | list):
+        raise Wrong(
+            "You returned a pair. The scan gives you pairs of (a, b); with a state of zero before "
+            "the first step, the states are the second half."
+        )
+    late = np.concatenate([[False], starts[:-1]])
+    mask = starts[:, None]
+    before_each = np.concatenate([starts[1:], [False]])
+    states = _recurrence(np.where(mask, 0, a), b)
+    expect_close(
+        result,
+        states,
+        name="the states",
+        mistakes={
+            "Nothing is reset: every sequence goes on from the state of the one before.": (
+                _recurrence(a, b)
+            ),
+            "The reset comes one step late: the first step of a sequence still has the old state. "
+            "It must be forgotten *at* the step where `starts` is true.": _recurrence(
+                np.where(late[:, None], 0, a), b
+            ),
+            "The reset comes one step early: the last step of each sequence has lost its own "
+            "past.": _recurrence(np.where(before_each[:, None], 0, a), b),
+            "You have also set b to zero where a sequence starts. Only the old state must go; the "
+            "first input counts.": _recurrence(np.where(mask, 0, a), np.where(mask, 0, b)),
+            "You have set b to zero where a sequence starts, and kept a. It is a that lets the old "
+            "state in.": _recurrence(a, np.where(mask, 0, b)),
+            "You have set the finished states to zero at the starts. By then the old sequence has "
+            "long been carried on into the new one.": np.where(mask, 0, _recurrence(a, b)),
+            "You have set the states at the starts to b afterwards. The steps behind them still "
+            "contain the old sequence.": np.where(mask, b, _recurrence(a, b)),
+            "It is the other way round: you forget everywhere except at the starts.": _recurrence(
+                np.where(mask, a, 0), b
+            ),
+            "Where a sequence starts you have set a to one, which keeps all of the old "
+            "state.": _recurrence(np.where(mask, 1, a), b),
+            "This is the product of the factors, the first half of what the scan gives you. The "
+            "states are the second half.": np.cumprod(np.where(mask, 0, a), axis=0),
+        },
+        otherwise="Work out by hand which factor makes a step forget everything.",
+        tolerance=1e-4,
+    )
+    _no_loop(function, *arguments)
+    return (
+        "a factor of zero cuts the row, wherever the tree happens to combine. Four sequences in "
+        "one scan, and not one step of padding."
+    )
+
+
+def _recurrence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    state, states = np.zeros(np.shape(a)[1:]), []
+    for factor, added in zip(a.astype(np.float64), b.astype(np.float64)):
+        state = factor * state + added
+        states.append(state)
+    return np.stack(states)
+
+
+@exercise("12.3", "where floats end", "hard")
+def log_recurrence(function: Callable) -> str:
+    generator = np.random.default_rng(123)
+    mild = generator.normal(size=(2, 9)).astype(np.float32)
+    wild = (60 * generator.normal(size=(2, 64))).astype(np.float32)
+    mild_result = run(function, *map(jnp.asarray, mild))
+    if isinstance(mild_result, tuple | list):
+        raise Wrong(
+            "You returned a pair. The scan gives you pairs of logarithms; with h_0 = 0 the states "
+            "are the second half."
+        )
+    expected = _log_recurrence(*mild)
+    log_a, log_b = mild.astype(np.float64)
+    products = np.cumsum(log_a)
+    expect_close(
+        mild_result,
+        expected,
+        name="log h",
+        mistakes={
+            "These are the states themselves. Return their logarithms.": np.exp(expected),
+            "You have computed h_t = a_t h_(t-1) + b_t with the logarithms as if they were the "
+            "numbers. A product becomes a sum, and a sum becomes `jnp.logaddexp`.": _recurrence(
+                log_a, log_b
+            ),
+            "This is the sum of all log a, the first half of what the scan gives you. The states "
+            "are the second half.": products,
+            "The b of earlier steps are never multiplied by a later a: in the second half of the "
+            "pair, add log a of the second step to log b of the first.": np.logaddexp.accumulate(
+                log_b
+            ),
+            "The order is swapped: your pair stands for *second, then first*.": _log_swapped(
+                log_a, log_b
+            ),
+            "You have put the logarithm of a product where the logarithm of a sum belongs: "
+            "`jnp.logaddexp(p, q)` instead of `p + q`.": np.cumsum(log_b)
+            + np.concatenate([[0.0], np.cumsum(log_a[1:])]),
+            "The larger of two logarithms is not the logarithm of the sum, only close to it where "
+            "one is much larger. Use `jnp.logaddexp`.": _log_recurrence(log_a, log_b, np.maximum),
+        },
+        otherwise="Compare the first three values with log(b_1), log(a_2 b_1 + b_2), and so on.",
+        tolerance=1e-4,
+    )
+    result = run(function, *map(jnp.asarray, wild))
+    if not np.isfinite(np.asarray(result, np.float64)).all():
+        raise Wrong(
+            "Right for mild numbers, but with logarithms around ±60 your result is not finite: "
+            "somewhere you go back to the numbers themselves with `exp`, and they overflow or "
+            "vanish. Stay in the logarithms throughout."
+        )
+    expect_close(
+        result,
+        _log_recurrence(*wild),
+        name="log h for logarithms around ±60",
+        tolerance=1e-4,
+        otherwise="It was right for mild numbers: somewhere precision is lost.",
+    )
+    _no_loop(function, *map(jnp.asarray, mild))
+    largest = np.abs(_log_recurrence(*wild)).max()
+    return (
+        f"logarithms up to {largest:.0f} in size, where float32 ends at 88. The pairs now live in "
+        "another algebra, and the tree never noticed."
+    )
+
+
+def _log_recurrence(log_a: Any, log_b: Any, add: Callable = np.logaddexp) -> np.ndarray:
+    state, states = -np.inf, []
+    for factor, added in zip(np.float64(log_a), np.float64(log_b)):
+        state = add(factor + state, added)
+        states.append(state)
+    return np.array(states)
+
+
+def _log_swapped(log_a: np.ndarray, log_b: np.ndarray) -> np.ndarray:
+    def swapped(first, second):
+        (a1, b1), (a2, b2) = first, second
+        return a1 + a2, jnp.logaddexp(a1 + b2, b1)
+
+    elements = (jnp.asarray(log_a, jnp.float32), jnp.asarray(log_b, jnp.float32))
+    return np.asarray(jax.lax.associative_scan(swapped, elements)[1])
+
+
+STEPS, HIDDEN, GOAL = 128, 8, 75
+GRUS = {"calm": 1.0, "edge": 3.0, "wild": 4.0}  # name -> gain of the recurrent weights
+
+
+@exercise("12.4", "a sweep that keeps its head", "open")
+def improve(function: Callable) -> str:
+    inputs = jax.random.normal(jax.random.key(124), (STEPS, 4))
+    initial_h = jnp.zeros(HIDDEN)
+    calls = []
+
+    @jax.jit
+    def sweep(params, guess):
+        def step(h, x_t):
+            calls.append(1)
+            return gru_step(params, h, x_t)[0]
+
+        return run(function, step, initial_h, inputs, guess)
+
+    @jax.jit
+    def residual(params, guess):
+        before = jnp.concatenate([initial_h[None], guess[:-1]])
+        found = jax.vmap(lambda h, x_t: gru_step(params, h, x_t)[0])(before, inputs)
+        size = jnp.abs(found - guess)
+        return jnp.where(jnp.isfinite(size), size, jnp.inf).max(axis=1)
+
+    counts = {}
+    for name, gain in GRUS.items():
+        params = _gru(gain)
+        guess = jnp.zeros((STEPS, HIDDEN))
+        if not counts:
+            _one_sweep(function, sweep, params, guess, calls)
+        for count in range(1, STEPS + 1):
+            guess = sweep(params, guess)
+            sizes = np.asarray(residual(params, guess))
+            if count == 1 and sizes[0] > 1e-4:
+                raise Wrong(
+                    "After your first sweep the first state is still wrong, though everything it "
+                    "needs is known. Its correction must be its own residual: is the state before "
+                    "the first step `initial_h`?"
+                )
+            if sizes.max() < 1e-4:
+                break
+        else:
+            raise Wrong(
+                f"The {name} GRU is not solved after {STEPS} sweeps, by which time even replacing "
+                f"each state by `step` of the one before would be ready. {_diagnosis(sizes, guess)}"
+            )
+        counts[name] = count
+    total = sum(counts.values())
+    each = ", ".join(f"{name} {count}" for name, count in counts.items())
+    if total > GOAL:
+        advice = (
+            "For the calm one you pass on too little: use the whole Jacobian."
+            if counts["calm"] > 20
+            else "The calm one is good; on the others the guess overshoots: keep it where a GRU's "
+            "state can be, and trust a long forecast less."
+        )
+        raise Wrong(f"It works, but takes {total} sweeps ({each}); the goal is {GOAL}. {advice}")
+    return f"{total} sweeps for {len(GRUS) * STEPS} steps ({each}), each of them one tree."
+
+
+def _gru(gain: float) -> dict[str, jax.Array]:
+    params = initialize_gru_params(jax.random.key(4), 4, HIDDEN, scale=1.0)
+    factors = {"U": gain / np.sqrt(HIDDEN), "W": 0.5, "b": 0.0}
+    shifts = {"bz": -1.0, "br": 0.1, "bh": 0.1}
+    return {name: factors[name[0]] * leaf + shifts.get(name, 0.0) for name, leaf in params.items()}
+
+
+def _one_sweep(function: Callable, sweep: Callable, params: Any, guess: Any, calls: list) -> None:
+    """Raise unless one call is one sweep: right shape, no loop, few calls of `step`."""
+    result = sweep(params, guess)
+    hint = "A better guess has the shape of the guess."
+    if np.shape(result) != guess.shape:
+        expect_array(result, guess.shape, "the new guess", hint)
+    if len(calls) > 4:
+        raise Wrong(
+            f"You call `step` {len(calls)} times in one sweep; four are allowed. Use `jax.vmap` to "
+            "call it for all steps at once, and make a single sweep: the check repeats it."
+        )
+    if any(name in ("scan", "while") for name in _primitives(jax.make_jaxpr(sweep)(params, guess))):
+        raise Wrong("There is a loop in your sweep, over time or over sweeps. Do without.")
+    if not calls:
+        raise Wrong("You never call `step`, so your guess cannot know what the GRU does.")
+
+
+def _diagnosis(sizes: np.ndarray, guess: Any) -> str:
+    if not np.isfinite(np.asarray(guess)).all():
+        return (
+            "The guess has become infinite or NaN on the way, and stays so: `jnp.nan_to_num` or "
+            "`jnp.clip` can bring it back."
+        )
+    done = int(np.argmax(sizes > 1e-4))
+    return f"From the start {done} states are right. Does a right state stay right in your sweep?"
+
+
+def _no_loop(function: Callable, *args: Any) -> None:
+    if any(name in ("scan", "while") for name in _primitives(jax.make_jaxpr(function)(*args))):
+        raise Wrong(
+            "The values are right, but there is a loop over time in your code. Let "
+            "`jax.lax.associative_scan` do it."
+        )
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """Name every primitive of a jaxpr, those of inner jaxprs included."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation.primitive.name
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from _primitives(inner)
