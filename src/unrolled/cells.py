@@ -14,7 +14,7 @@ accumulates in float32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, update_wrapper
 from types import MappingProxyType, MethodType
 from typing import Any
@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as default_promote_dtype
+
+from unrolled.scan import Carry, Gates, Recurrence, Weights
 
 Initializer = Callable[..., jax.Array]
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -117,8 +119,8 @@ def orthogonal_per_gate(
     return jnp.concatenate(blocks, axis=-1)  # (hidden, gates * hidden)
 
 
-class _ShapeMethod:
-    """A method that takes a shape: `nnx.tabulate`, which traces plain methods, leaves it alone."""
+class _QuietMethod:
+    """A method that `nnx.tabulate`, which traces the functions of a module, leaves alone."""
 
     def __init__(self, function: Callable[..., Any]):
         update_wrapper(self, function)
@@ -158,7 +160,7 @@ class RNNCellBase(nnx.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(carry, inputs)")
 
-    @_ShapeMethod
+    @_QuietMethod
     def initialize_carry(
         self,
         input_shape: tuple[int, ...],
@@ -266,7 +268,7 @@ class _FeatureCell(RNNCellBase):
         )
         return input_linear, recurrent_linear
 
-    @_ShapeMethod
+    @_QuietMethod
     def initialize_carry(
         self,
         input_shape: tuple[int, ...],
@@ -318,6 +320,47 @@ class _FeatureCell(RNNCellBase):
     @staticmethod
     def _wider(*arrays_or_dtypes) -> Any:
         return jnp.result_type(*arrays_or_dtypes)
+
+    def _recurrence(
+        self,
+        input_layers: Sequence[nnx.Linear],
+        recurrent_layers: Sequence[nnx.Linear],
+        *,
+        num_gates: int,
+        added: Sequence[jax.Array | None] | None = None,
+    ) -> Recurrence | None:
+        """Hand the layers' parameters and this cell's gate to the fast scan.
+
+        None if a layer is not the plain `nnx.Linear` that this cell was made with, or if a subclass
+        says anew what a step is: then only `__call__` knows what to compute.
+        """
+        layers = [*input_layers, *recurrent_layers]
+        plain = all(
+            type(layer) is nnx.Linear
+            and layer.dtype == self.dtype
+            and layer.precision is None
+            and layer.promote_dtype is default_promote_dtype
+            and layer.dot_general is jax.lax.dot_general
+            for layer in layers
+        )
+        if not plain or _defining_class(self, "__call__") is not _defining_class(
+            self, "recurrence"
+        ):
+            return None
+
+        def split(parameter):
+            if parameter is None:
+                return [None] * (num_gates // len(input_layers))
+            return jnp.split(parameter[...], num_gates // len(input_layers), -1)
+
+        kernels = [gate for layer in input_layers for gate in split(layer.kernel)]
+        biases = [gate for layer in input_layers for gate in split(layer.bias)]
+        recurrent_biases = [gate for layer in recurrent_layers for gate in split(layer.bias)]
+        recurrent_kernel = jnp.concatenate([layer.kernel[...] for layer in recurrent_layers], -1)
+        weights = Weights(
+            tuple(kernels), tuple(biases), recurrent_kernel, tuple(added or recurrent_biases)
+        )
+        return Recurrence(self.gate, weights, self.dtype)
 
     def _output(self, hidden: jax.Array) -> jax.Array:
         """The output of a step: its new hidden state, in the dtype of the computation."""
@@ -452,11 +495,21 @@ class SimpleCell(_FeatureCell):
           ValueError: inputs or a carry of the wrong shape.
         """
         self._check_step(carry, inputs)
-        total = self.dense_i(inputs) + self.dense_h(carry)  # (*batch, hidden)
-        if self.residual:
-            total = total + carry
-        hidden = self.activation_fn(total)
+        (hidden,) = self.gate((carry,), (self.dense_i(inputs),), (self.dense_h(carry),))
         return hidden.astype(self._wider(hidden, carry)), self._output(hidden)
+
+    @_QuietMethod
+    def gate(self, carry: Carry, projected: Gates, recurrent: Gates) -> Carry:
+        """The equation above, from the input's and the state's share; see `scan.Recurrence`."""
+        total = projected[0] + recurrent[0]  # (*batch, hidden)
+        if self.residual:
+            total = total + carry[0]
+        return (self.activation_fn(total),)
+
+    @_QuietMethod
+    def recurrence(self) -> Recurrence | None:
+        """This cell for the fast scan, or None if its layers were exchanged for others."""
+        return self._recurrence([self.dense_i], [self.dense_h], num_gates=1)
 
 
 class GRUCell(_FeatureCell):
@@ -579,20 +632,36 @@ class GRUCell(_FeatureCell):
         """
         self._check_step(carry, inputs)
         hidden = jnp.asarray(carry)
-        reset_i, update_i, candidate_i = jnp.split(self.dense_i(inputs), 3, -1)  # (*batch, hidden)
+        projected = jnp.split(self.dense_i(inputs), 3, -1)  # r, z, n, each (*batch, hidden)
         if self.reset_after:
             reset_h, update_h, candidate_h = jnp.split(self.dense_h(hidden), 3, -1)
-            reset = self.gate_fn(reset_i + reset_h)
-            b_hn = self.b_hn[...].astype(candidate_h.dtype)
-            candidate = self.activation_fn(candidate_i + reset * (candidate_h + b_hn))
+            candidate_h = candidate_h + self.b_hn[...].astype(candidate_h.dtype)
         else:
             reset_h, update_h = jnp.split(self._recur(hidden, gates=slice(0, 2)), 2, -1)
-            reset = self.gate_fn(reset_i + reset_h)
+            reset = self.gate_fn(projected[0] + reset_h)
             candidate_h = self._recur(reset * hidden, gates=slice(2, 3))
-            candidate = self.activation_fn(candidate_i + candidate_h)
-        update = self.gate_fn(update_i + update_h)
-        hidden = (1 - update) * candidate + update * hidden
+        (hidden,) = self.gate((hidden,), projected, (reset_h, update_h, candidate_h))
         return hidden, self._output(hidden)
+
+    @_QuietMethod
+    def gate(self, carry: Carry, projected: Gates, recurrent: Gates) -> Carry:
+        """The equations above, from the inputs' and the state's share; see `scan.Recurrence`."""
+        (hidden,) = carry
+        reset_i, update_i, candidate_i = projected
+        reset_h, update_h, candidate_h = recurrent
+        if self.reset_after:
+            candidate_h = self.gate_fn(reset_i + reset_h) * candidate_h
+        candidate = self.activation_fn(candidate_i + candidate_h)
+        update = self.gate_fn(update_i + update_h)
+        return ((1 - update) * candidate + update * hidden,)
+
+    @_QuietMethod
+    def recurrence(self) -> Recurrence | None:
+        """This cell for the fast scan, or None if the reset comes first or layers were changed."""
+        if not self.reset_after:
+            return None
+        biases = (None, None, self.b_hn[...])
+        return self._recurrence([self.dense_i], [self.dense_h], num_gates=3, added=biases)
 
     def _recur(self, hidden: jax.Array, gates: slice) -> jax.Array:
         """Multiply by the recurrent kernels of some of the gates r, z, n."""
@@ -607,21 +676,19 @@ class _LSTMBase(_FeatureCell):
 
     carry_names = ("c", "h")
 
-    def _gate(
-        self,
-        memory: jax.Array,
-        input_total: jax.Array,
-        forget_total: jax.Array,
-        candidate_total: jax.Array,
-        output_total: jax.Array,
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    @_QuietMethod
+    def gate(self, carry: Carry, projected: Gates, recurrent: Gates) -> Carry:
+        """The equations of a step, from the inputs' and the state's share of i, f, g and o."""
+        memory, _ = carry
+        totals = [from_input + from_state for from_input, from_state in zip(projected, recurrent)]
+        input_total, forget_total, candidate_total, output_total = totals  # (*batch, hidden)
         input_gate = self.gate_fn(input_total)
         forget_gate = self.gate_fn(forget_total)
         candidate = self.activation_fn(candidate_total)
         output_gate = self.gate_fn(output_total)
         memory = forget_gate * memory + input_gate * candidate
         hidden = output_gate * self.activation_fn(memory)
-        return (memory, hidden), self._output(hidden)
+        return memory, hidden
 
 
 class LSTMCell(_LSTMBase):
@@ -743,13 +810,17 @@ class LSTMCell(_LSTMBase):
           ValueError: inputs or a carry of the wrong shape or structure.
         """
         self._check_step(carry, inputs)
-        memory, hidden = carry
-        return self._gate(
-            memory,
-            input_total=self.ii(inputs) + self.hi(hidden),  # (*batch, hidden)
-            forget_total=self.if_(inputs) + self.hf(hidden),
-            candidate_total=self.ig(inputs) + self.hg(hidden),
-            output_total=self.io(inputs) + self.ho(hidden),
+        hidden = carry[1]
+        projected = self.ii(inputs), self.if_(inputs), self.ig(inputs), self.io(inputs)
+        recurrent = self.hi(hidden), self.hf(hidden), self.hg(hidden), self.ho(hidden)
+        memory, hidden = self.gate(carry, projected, recurrent)  # (*batch, hidden)
+        return (memory, hidden), self._output(hidden)
+
+    @_QuietMethod
+    def recurrence(self) -> Recurrence | None:
+        """This cell for the fast scan, or None if its layers were exchanged for others."""
+        return self._recurrence(
+            [self.ii, self.if_, self.ig, self.io], [self.hi, self.hf, self.hg, self.ho], num_gates=4
         )
 
 
@@ -868,9 +939,15 @@ class OptimizedLSTMCell(_LSTMBase):
           ValueError: inputs or a carry of the wrong shape or structure.
         """
         self._check_step(carry, inputs)
-        memory, hidden = carry
-        totals = self.dense_i(inputs) + self.dense_h(hidden)  # (*batch, 4 * hidden)
-        return self._gate(memory, *jnp.split(totals, 4, -1))  # each (*batch, hidden)
+        projected = jnp.split(self.dense_i(inputs), 4, -1)  # i, f, g, o, each (*batch, hidden)
+        recurrent = jnp.split(self.dense_h(carry[1]), 4, -1)
+        memory, hidden = self.gate(carry, projected, recurrent)
+        return (memory, hidden), self._output(hidden)
+
+    @_QuietMethod
+    def recurrence(self) -> Recurrence | None:
+        """This cell for the fast scan, or None if its layers were exchanged for others."""
+        return self._recurrence([self.dense_i], [self.dense_h], num_gates=4)
 
 
 class LearnedCarry(RNNCellBase):
@@ -914,7 +991,7 @@ class LearnedCarry(RNNCellBase):
         """Advance the wrapped cell by one step; see its `__call__`."""
         return self.cell(carry, inputs)
 
-    @_ShapeMethod
+    @_QuietMethod
     def initialize_carry(
         self,
         input_shape: tuple[int, ...],
@@ -940,10 +1017,21 @@ class LearnedCarry(RNNCellBase):
 
         return jax.tree.map(repeat, self.initial.get_value())
 
+    @_QuietMethod
+    def recurrence(self) -> Recurrence | None:
+        """The wrapped cell for the fast scan, or None if it has none."""
+        recurrence = getattr(self.cell, "recurrence", None)
+        return recurrence() if recurrence and type(self) is LearnedCarry else None
+
     @property
     def num_feature_axes(self) -> int:
         """As many as the wrapped cell's."""
         return self.cell.num_feature_axes
+
+
+def _defining_class(instance: Any, name: str) -> type:
+    """The class that an instance takes its method of this name from."""
+    return next(cls for cls in type(instance).__mro__ if name in vars(cls))
 
 
 def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

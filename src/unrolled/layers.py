@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unrolled.scan import Recurrence, gate_uses, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
 
@@ -265,12 +266,10 @@ def _scan_cell(
     def flip(sequence):
         return flip_sequences(sequence, seq_lengths, num_batch_dims, time_major)
 
+    mask = None
     if seq_lengths is not None:
         mask = sequence_mask(seq_lengths, num_steps, time_major=time_major)  # (*batch, time)
         inputs = jax.tree.map(lambda x: mask_padding(x, mask), inputs)  # NaN in padding ends here
-    if reverse:
-        inputs = jax.tree.map(flip, inputs)
-    inputs = jax.tree.map(lambda x: jnp.moveaxis(x, time_axis, 0), inputs)  # (time, *batch, ...)
 
     def step_cell(variables, carry, x):
         variables = jax.tree.map(lambda array: array, variables)  # copies: a step may write to them
@@ -301,8 +300,31 @@ def _scan_cell(
         _first_slice(variable) if isinstance(axis, int) else variable
         for variable, axis in zip(variables, axes)
     ]
-    writes, carry_after = _try_one_step(step_cell, first, initial_carry, _first_slice(inputs))
+    writes, carry_after, output = _try_one_step(
+        step_cell, first, initial_carry, _first_slice(inputs, time_axis)
+    )
     carry_before = _settle_carry(initial_carry, carry_after)
+
+    cell = nnx.merge(graphdef, nnx.from_flat_state(list(zip(paths, variables))))
+    recurrence = None if sliced or any(writes) else _fast_recurrence(cell, carry_before)
+    if recurrence is not None:
+        parts, structure = jax.tree.flatten(carry_before)
+        parts, outputs = scan_recurrence(
+            recurrence,
+            tuple(parts),
+            jnp.moveaxis(inputs, time_axis, 0),  # (time, *batch, features)
+            None if mask is None else jnp.moveaxis(mask, time_axis, 0),  # (time, *batch)
+            reverse=reverse,
+            unroll=unroll,
+        )
+        outputs = jnp.moveaxis(outputs.astype(output.dtype), 0, time_axis)  # (*batch, time, hidden)
+        outputs = outputs if mask is None else mask_padding(outputs, mask)
+        outputs = flip(outputs) if reverse and not keep_order else outputs
+        return jax.tree.unflatten(structure, parts), outputs, {}
+
+    if reverse:
+        inputs = jax.tree.map(flip, inputs)
+    inputs = jax.tree.map(lambda x: jnp.moveaxis(x, time_axis, 0), inputs)  # (time, *batch, ...)
     carried = [index for index, axis in enumerate(axes) if axis is nnx.Carry and writes[index]]
 
     def step(state, scanned):
@@ -340,19 +362,30 @@ def _scan_cell(
 
 def _try_one_step(
     step_cell: Callable[..., Any], variables: list[Any], carry: Any, x: Any
-) -> tuple[list[bool], Any]:
-    """Trace one step without computing it: which variables does it write, what carry comes out?"""
+) -> tuple[list[bool], Any, Any]:
+    """Trace one step without computing it: which variables does it write, what comes out of it?"""
     writes = []
 
     def step(variables, carry, x):
-        after, carry, _ = step_cell(variables, carry, x)
+        after, carry, output = step_cell(variables, carry, x)
         for old, new in zip(variables, after):
             leaves = zip(jax.tree.leaves(old), jax.tree.leaves(new))
             writes.append(any(new_leaf is not old_leaf for old_leaf, new_leaf in leaves))
-        return carry
+        return carry, output
 
-    carry_after = jax.eval_shape(step, variables, jax.tree.map(jnp.asarray, carry), x)
-    return writes, carry_after
+    carry, output = jax.eval_shape(step, variables, jax.tree.map(jnp.asarray, carry), x)
+    return writes, carry, output
+
+
+def _fast_recurrence(cell: Any, carry: Any) -> Recurrence | None:
+    """What the fast scan needs to know of a cell; None if only the general scan can run it."""
+    recurrence = cell.recurrence() if hasattr(cell, "recurrence") else None
+    if recurrence is None:
+        return None
+    uses = gate_uses(
+        recurrence.gate, tuple(jax.tree.leaves(carry)), len(recurrence.weights.kernels)
+    )
+    return None if uses is None else recurrence
 
 
 def _settle_carry(initial: Any, after: Any) -> Any:
@@ -388,9 +421,14 @@ def _move_axis(tree: Any, source: int, destination: int) -> Any:
     return jax.tree.map(lambda array: jnp.moveaxis(array, source, destination), tree)
 
 
-def _first_slice(tree: Any) -> Any:
+def _first_slice(tree: Any, axis: int = 0) -> Any:
     """The shape and dtype of one time step of each array; the array may have no steps at all."""
-    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), tree)
+
+    def one_step(array):
+        shape = array.shape[:axis] + array.shape[axis + 1 :]
+        return jax.ShapeDtypeStruct(shape, array.dtype)
+
+    return jax.tree.map(one_step, tree)
 
 
 def _step_shape(

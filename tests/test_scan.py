@@ -1,0 +1,393 @@
+"""The fast scan equals the plain one, in values and in derivatives of every kind, and stays fast.
+
+The plain one is the general scan of `unrolled.layers`, which runs any cell by its `__call__`; a
+subclass that says again what a step is gets it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unrolled import scan
+from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
+from unrolled.layers import RNN, _scan_cell
+from unrolled.scan import Recurrence, Weights, gate_uses, scan_recurrence
+
+CELLS = {
+    "simple": SimpleCell,
+    "residual": partial(SimpleCell, residual=True),
+    "gru": GRUCell,
+    "lstm": LSTMCell,
+    "lstm optimized": OptimizedLSTMCell,
+}
+IN, HIDDEN = 2, 3
+
+
+def make_cell(kind, in_features=IN, hidden_features=HIDDEN, seed=0, **options):
+    bias_init = nnx.initializers.normal(0.5)  # so that a lost bias is noticed
+    return CELLS[kind](
+        in_features, hidden_features, bias_init=bias_init, rngs=nnx.Rngs(seed), **options
+    )
+
+
+def plain(cell):
+    """The same cell, as one whose step the fast scan does not know."""
+
+    class Plain(type(cell)):
+        def __call__(self, carry, inputs):
+            return super().__call__(carry, inputs)
+
+    twin = nnx.clone(cell)
+    twin.__class__ = Plain
+    return twin
+
+
+def make_carry(cell, batch_shape, seed=5):
+    zeros = cell.initialize_carry((*batch_shape, IN))
+    parts, structure = jax.tree.flatten(zeros)
+    keys = jax.random.split(jax.random.key(seed), len(parts))
+    drawn = [0.3 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, parts)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def close(actual, expected, rtol=1e-4, atol=1e-5):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=atol
+        )
+
+
+def run_and_differentiate(cell, x, carry, seq_lengths, probe, **options):
+    """Outputs and final carry, and the gradient of a loss in both by weights, inputs and carry."""
+    graphdef, params = nnx.split(RNN(cell, rngs=False, return_carry=True, **options))
+
+    def loss(params, x, carry):
+        rnn = nnx.merge(graphdef, params)
+        final, outputs = rnn(x, initial_carry=carry, seq_lengths=seq_lengths)
+        final_loss = sum((part**2).sum() for part in jax.tree.leaves(final))
+        return (outputs * probe).sum() + final_loss, (final, outputs)
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (value, results), gradients = gradient(params, x, carry)
+    return value, results, gradients
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of two or three steps, so that a short sequence has several."""
+    monkeypatch.setattr(scan, "CHUNK_STEPS", (2, 3))
+    _scan_cell.clear_cache()
+    yield
+    _scan_cell.clear_cache()
+
+
+@settings(
+    max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_it_equals_the_plain_scan(data, small_chunks, monkeypatch):
+    draw = data.draw
+    kind = draw(st.sampled_from(list(CELLS)))
+    batch_shape = draw(st.sampled_from([(), (3,), (2, 2)]))
+    num_steps = draw(st.integers(1, 8))
+    time_major = draw(st.booleans())
+    options = {
+        "time_major": time_major,
+        "reverse": draw(st.booleans()),
+        "keep_order": draw(st.booleans()),
+        "unroll": draw(st.sampled_from([1, 2])),
+    }
+    seq_lengths = None
+    if draw(st.booleans()):
+        count = int(np.prod(batch_shape))
+        lengths = draw(st.lists(st.integers(0, num_steps), min_size=count, max_size=count))
+        seq_lengths = jnp.array(lengths, jnp.int32).reshape(batch_shape)
+    monkeypatch.setattr(scan, "VECTOR_SIZE", draw(st.sampled_from([1, 4])))  # both layouts
+    monkeypatch.setattr(scan, "WIDE", draw(st.sampled_from([0, 256])))  # products kept or not
+    if scan.VECTOR_SIZE == 4 and draw(st.booleans()):
+        monkeypatch.setattr(scan, "VECTOR_SIZE", 16)
+    _scan_cell.clear_cache()
+
+    cell = make_cell(kind)
+    assert cell.recurrence() is not None and plain(cell).recurrence() is None
+    shape = (num_steps, *batch_shape) if time_major else (*batch_shape, num_steps)
+    x = jax.random.normal(jax.random.key(1), (*shape, IN))
+    probe = jax.random.normal(jax.random.key(2), (*shape, HIDDEN))
+    carry = make_carry(cell, batch_shape)
+    fast, slow = (
+        run_and_differentiate(c, x, carry, seq_lengths, probe, **options)
+        for c in (cell, plain(cell))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fast, slow)
+
+
+@pytest.mark.parametrize("batch", [3, 20], ids=["features last", "batch last"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_float64_agrees_to_ten_digits(kind, batch, small_chunks):
+    with jax.enable_x64(True):
+        cell = make_cell(kind, dtype=jnp.float64, param_dtype=jnp.float64)
+        x = jax.random.normal(jax.random.key(1), (batch, 7, IN), jnp.float64)
+        lengths = jnp.arange(batch) % 8
+        carry, probe = make_carry(cell, (batch,)), jnp.sin(jnp.arange(HIDDEN) + 1.0)
+        fast, slow = (
+            run_and_differentiate(c, x, carry, lengths, probe, reverse=True, keep_order=True)
+            for c in (cell, plain(cell))
+        )
+        assert fast[0].dtype == jnp.float64
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), fast, slow
+        )
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["gru", "lstm optimized"])
+def test_half_precision_has_the_dtypes_of_the_plain_scan_and_its_values(kind, param_dtype):
+    cell = make_cell(kind, dtype=jnp.bfloat16, param_dtype=param_dtype)
+    x = jax.random.normal(jax.random.key(1), (3, 6, IN), jnp.bfloat16)
+    carry, probe = make_carry(cell, (3,)), jnp.ones(HIDDEN, jnp.bfloat16)
+    fast, slow = (run_and_differentiate(c, x, carry, [6, 0, 2], probe) for c in (cell, plain(cell)))
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_nan_in_padding_reaches_nothing(kind, small_chunks):
+    cell = make_cell(kind)
+    x = jax.random.normal(jax.random.key(1), (3, 7, IN))
+    lengths = jnp.array([7, 0, 4])
+    bad = jnp.where(jnp.arange(7)[:, None] < lengths[:, None, None], x, jnp.nan)
+    carry, probe = make_carry(cell, (3,)), jnp.ones(HIDDEN)
+    with_nan, without = (run_and_differentiate(cell, i, carry, lengths, probe) for i in (bad, x))
+    jax.tree.map(np.testing.assert_array_equal, with_nan, without)
+
+
+def test_other_derivatives(small_chunks):
+    """Forward mode, forward over reverse, vmap over weights, and a checkpoint around the layer."""
+    cell = make_cell("lstm")
+    x = jax.random.normal(jax.random.key(1), (2, 5, IN))
+    results = []
+    for one in (cell, plain(cell)):
+        graphdef, params = nnx.split(RNN(one, rngs=False))
+
+        def loss(params, x, graphdef=graphdef):
+            return (nnx.merge(graphdef, params)(x, seq_lengths=jnp.array([5, 3])) ** 2).sum()
+
+        direction = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+        two = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+        tangent = jax.jvp(loss, (params, x), (direction, jnp.sin(x)))
+        hessian = jax.jvp(jax.grad(loss), (params, x), (direction, jnp.zeros_like(x)))[1]
+        mapped = jax.vmap(jax.grad(loss), in_axes=(0, None))(two, x)
+        checkpointed = jax.grad(jax.checkpoint(loss), argnums=1)(params, x)
+        results.append((tangent, hessian, mapped, checkpointed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+@pytest.mark.parametrize("num_steps, batch", [(0, 2), (3, 0)], ids=["no steps", "no sequences"])
+def test_empty_inputs(num_steps, batch):
+    cell = make_cell("gru")
+    x = jnp.zeros((batch, num_steps, IN))
+    carry, outputs = RNN(cell)(x, return_carry=True)
+    assert outputs.shape == (batch, num_steps, HIDDEN) and carry.shape == (batch, HIDDEN)
+    gradient = jax.grad(lambda x: RNN(cell)(x).sum())(x)
+    assert gradient.shape == x.shape
+
+
+def test_a_learned_carry_is_differentiated():
+    cell = LearnedCarry(make_cell("gru"))
+    rnn = RNN(cell, rngs=False)
+    assert cell.recurrence() is not None
+    x = jax.random.normal(jax.random.key(1), (2, 3, IN))
+    gradient = nnx.grad(lambda rnn: (rnn(x, seq_lengths=[3, 0]) ** 2).sum())(rnn)
+    assert float(jnp.abs(gradient["cell"]["initial"][...]).min()) > 0
+
+
+class Scaled(nnx.Module):
+    """An activation with a parameter of its own."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.array(0.7))
+
+    def __call__(self, x):
+        return jnp.tanh(self.scale[...] * x)
+
+
+def test_cells_it_cannot_know_run_by_the_plain_scan():
+    x = jax.random.normal(jax.random.key(1), (2, 4, IN))
+    reference = make_cell("gru")
+
+    class Louder(GRUCell):
+        def __call__(self, carry, inputs):
+            carry, output = super().__call__(carry, inputs)
+            return carry, 2 * output
+
+    louder = Louder(IN, HIDDEN, bias_init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(RNN(louder)(x), 2 * RNN(reference)(x), rtol=1e-6)
+
+    exchanged = make_cell("gru")
+    exchanged.dense_i = nnx.Linear(IN, 3 * HIDDEN, precision="highest", rngs=nnx.Rngs(0))
+    assert exchanged.recurrence() is None
+    assert make_cell("gru", promote_dtype=lambda args, **_: args).recurrence() is None
+    assert GRUCell(IN, HIDDEN, reset_after=False, rngs=nnx.Rngs(0)).recurrence() is None
+
+    mixing = make_cell("gru", activation_fn=jax.nn.softmax)
+    np.testing.assert_allclose(RNN(mixing)(x), RNN(plain(mixing))(x), rtol=1e-6)
+
+    learned = RNN(make_cell("simple", activation_fn=Scaled()), rngs=False)
+    gradient = nnx.grad(lambda rnn: rnn(x).sum())(learned)
+    assert float(jnp.abs(gradient["cell"]["activation_fn"]["scale"][...])) > 0
+
+
+def test_gates_that_mix_are_told_from_those_that_do_not():
+    h = (jnp.zeros((2, 4)),)
+
+    def uses(function):
+        return gate_uses(lambda carry, x, y: (function(carry[0], x[0], y[0]),), h, 1)
+
+    assert uses(lambda c, x, y: jnp.tanh(x + y)) == (frozenset({1, 2}),)
+    assert uses(lambda c, x, y: jnp.where(x > 0, c, jax.nn.gelu(y))) == (frozenset({0, 1, 2}),)
+    assert uses(lambda c, x, y: jax.jit(jax.nn.elu)(c)) == (frozenset({0}),)
+    assert uses(lambda c, x, y: c + jax.lax.stop_gradient(0 * x)) == (frozenset({0, 1}),)
+    for mixing in (
+        lambda c, x, y: jax.nn.softmax(x + y),
+        lambda c, x, y: jnp.cumsum(x, -1),
+        lambda c, x, y: jnp.flip(x, -1),
+        lambda c, x, y: x + y.mean(),
+        lambda c, x, y: x @ jnp.eye(4),
+        lambda c, x, y: x[..., :1] + y,
+        lambda c, x, y: x + jnp.arange(4.0),
+        lambda c, x, y: jax.lax.cond(True, lambda a: a, jnp.tanh, x),
+    ):
+        assert uses(mixing) is None
+    weights = Weights((jnp.eye(4),), (None,), jnp.eye(4), (None,))
+    with pytest.raises(ValueError, match="mixes the numbers of an array"):
+        scan_recurrence(
+            Recurrence(lambda carry, x, y: (jax.nn.softmax(x[0] + y[0]),), weights),
+            h,
+            jnp.ones((3, 2, 4)),
+        )
+
+
+# What makes it fast, told from the compiled program and not from a clock.
+
+
+def compiled_forward(run, in_features=8, hidden=16, batch=4, num_steps=64):
+    x = jnp.ones((batch, num_steps, in_features))
+    return jax.jit(run(in_features, hidden)).lower(x).compile().as_text()
+
+
+def computations(text):
+    """The computations of a compiled program by name, each a list of its lines."""
+    found, name = {}, None
+    for line in text.splitlines():
+        if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            name = match.group(1)
+            found[name] = []
+        elif name:
+            found[name].append(line)
+    return found
+
+
+def slices_used_twice(text):
+    """Dynamic slices with several users inside fusions that compute an activation.
+
+    XLA does not compile such a fusion to vector instructions (chapter 11).
+    """
+    found = []
+    for lines in computations(text).values():
+        body = "\n".join(lines)
+        if not re.search(r"= \S+ (tanh|exponential|logistic)\(", body):
+            continue
+        for name in re.findall(r"%([\w.\-]+) = \S+ dynamic-slice\(", body):
+            same = [name, *re.findall(rf"%([\w.\-]+) = \S+ bitcast\(%{re.escape(name)}\)", body)]
+            users = [line for line in lines if " bitcast(" not in line and _reads(line, same)]
+            if len(users) > 1:
+                found.append(name)
+    return found
+
+
+def _reads(line, names):
+    return any(re.search(rf"[(, ]%{re.escape(name)}[,)]", line) for name in names)
+
+
+def ours(kind):
+    def run(in_features, hidden):
+        rnn = RNN(make_cell(kind, in_features, hidden), rngs=False)
+        return lambda x: rnn(x)
+
+    return run
+
+
+def hoisted_naively(in_features, hidden):
+    """One projected array for all gates, cut up inside the loop."""
+    cell = make_cell("gru", in_features, hidden)
+
+    def run(x):
+        def step(h, totals):
+            reset, update, candidate = jnp.split(totals, 3, -1)
+            r, z, n = jnp.split(cell.dense_h(h), 3, -1)
+            n = jnp.tanh(candidate + jax.nn.sigmoid(reset + r) * n)
+            z = jax.nn.sigmoid(update + z)
+            h = (1 - z) * n + z * h
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros((len(x), hidden)), cell.dense_i(x).swapaxes(0, 1))[1]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_loop_keeps_its_vector_form(kind):
+    text = compiled_forward(ours(kind))
+    assert "dynamic-slice(" in text
+    assert not slices_used_twice(text)
+
+
+def test_the_vector_check_finds_the_naive_form():
+    assert slices_used_twice(compiled_forward(hoisted_naively))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_only_the_product_with_the_state_is_in_the_loop(kind):
+    cell = make_cell(kind, 8, 16)
+    program = jax.make_jaxpr(lambda x: RNN(cell, rngs=False)(x))(jnp.ones((4, 20, 8)))
+    (loop,) = [e for e in equations(program.jaxpr) if e.primitive.name == "scan"]
+    inside = [e for e in equations(loop.params["jaxpr"].jaxpr) if e.primitive.name == "dot_general"]
+    assert len(inside) == 1
+
+
+def equations(program):
+    """Every operation of a jaxpr, and of those inside its operations."""
+    for equation in program.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
+                yield from equations(getattr(value, "jaxpr", value))
+
+
+def test_the_gradient_of_a_long_run_needs_a_third_of_the_memory():
+    def bytes_needed(rnn):
+        graphdef, params, rest = nnx.split(rnn, nnx.Param, ...)
+
+        def loss(params, x):
+            rnn = nnx.merge(graphdef, params, rest)
+            return (rnn(x, initial_carry=jnp.zeros((4, 32))) ** 2).sum()
+
+        analysis = (
+            jax.jit(jax.grad(loss)).lower(params, jnp.ones((4, 4000, 16))).compile()
+        ).memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    flax = bytes_needed(nnx.RNN(nnx.GRUCell(16, 32, rngs=nnx.Rngs(0))))
+    assert bytes_needed(RNN(GRUCell(16, 32, rngs=nnx.Rngs(0)))) < flax / 3
