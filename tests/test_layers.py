@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
+from tests.programs import equations
 from unrolled.cells import (
     GRUCell,
     LearnedCarry,
@@ -214,15 +215,6 @@ def test_carries_are_not_stacked(kind):
     assert scans
     for scan in scans:
         assert len(scan.outvars) - scan.params["num_carry"] == 1
-
-
-def equations(program):
-    """Every operation of a jaxpr, and of those inside its operations."""
-    for equation in program.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values())):
-            if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
-                yield from equations(getattr(value, "jaxpr", value))
 
 
 TRANSFORMS = {

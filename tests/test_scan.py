@@ -17,6 +17,7 @@ from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.programs import equations
 from unrolled import scan
 from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
 from unrolled.layers import RNN, _scan_cell
@@ -365,15 +366,6 @@ def test_only_the_product_with_the_state_is_in_the_loop(kind):
     (loop,) = [e for e in equations(program.jaxpr) if e.primitive.name == "scan"]
     inside = [e for e in equations(loop.params["jaxpr"].jaxpr) if e.primitive.name == "dot_general"]
     assert len(inside) == 1
-
-
-def equations(program):
-    """Every operation of a jaxpr, and of those inside its operations."""
-    for equation in program.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values())):
-            if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
-                yield from equations(getattr(value, "jaxpr", value))
 
 
 def test_the_gradient_of_a_long_run_needs_a_third_of_the_memory():
