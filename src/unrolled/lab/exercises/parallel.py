@@ -190,12 +190,13 @@ def log_recurrence(function: Callable) -> str:
             "pair, add log a of the second step to log b of the first.": np.logaddexp.accumulate(
                 log_b
             ),
-            "The order is swapped: your pair stands for *second, then first*.": _log_swapped(
-                log_a, log_b
+            "The order is swapped: your pair stands for *second, then first*.": _log_tree(
+                log_a, log_b, lambda a1, b1, a2, b2: jnp.logaddexp(a1 + b2, b1)
             ),
             "You have put the logarithm of a product where the logarithm of a sum belongs: "
-            "`jnp.logaddexp(p, q)` instead of `p + q`.": np.cumsum(log_b)
-            + np.concatenate([[0.0], np.cumsum(log_a[1:])]),
+            "`jnp.logaddexp(p, q)` instead of `p + q`.": _log_tree(
+                log_a, log_b, lambda a1, b1, a2, b2: a2 + b1 + b2
+            ),
             "The larger of two logarithms is not the logarithm of the sum, only close to it where "
             "one is much larger. Use `jnp.logaddexp`.": _log_recurrence(log_a, log_b, np.maximum),
         },
@@ -232,13 +233,15 @@ def _log_recurrence(log_a: Any, log_b: Any, add: Callable = np.logaddexp) -> np.
     return np.array(states)
 
 
-def _log_swapped(log_a: np.ndarray, log_b: np.ndarray) -> np.ndarray:
-    def swapped(first, second):
+def _log_tree(log_a: np.ndarray, log_b: np.ndarray, combine_b: Callable) -> np.ndarray:
+    """Return what a tree makes of pairs whose second halves are combined by `combine_b`."""
+
+    def then(first, second):
         (a1, b1), (a2, b2) = first, second
-        return a1 + a2, jnp.logaddexp(a1 + b2, b1)
+        return a1 + a2, combine_b(a1, b1, a2, b2)
 
     elements = (jnp.asarray(log_a, jnp.float32), jnp.asarray(log_b, jnp.float32))
-    return np.asarray(jax.lax.associative_scan(swapped, elements)[1])
+    return np.asarray(jax.lax.associative_scan(then, elements)[1])
 
 
 STEPS, HIDDEN, GOAL = 128, 8, 75
@@ -247,17 +250,20 @@ GRUS = {"calm": 1.0, "edge": 3.0, "wild": 4.0}  # name -> gain of the recurrent 
 
 @exercise("12.4", "a sweep that keeps its head", "open")
 def improve(function: Callable) -> str:
-    inputs = jax.random.normal(jax.random.key(124), (STEPS, 4))
+    inputs = jnp.asarray(np.random.default_rng(124).normal(size=(STEPS, 4)), jnp.float32)
     initial_h = jnp.zeros(HIDDEN)
-    calls = []
+    calls: list[int] = []
 
     @jax.jit
-    def sweep(params, guess):
+    def compiled_sweep(params, initial_h, inputs, guess):
         def step(h, x_t):
             calls.append(1)
             return gru_step(params, h, x_t)[0]
 
         return run(function, step, initial_h, inputs, guess)
+
+    def sweep(params, guess):
+        return compiled_sweep(params, initial_h, inputs, guess)
 
     @jax.jit
     def residual(params, guess):
@@ -266,12 +272,11 @@ def improve(function: Callable) -> str:
         size = jnp.abs(found - guess)
         return jnp.where(jnp.isfinite(size), size, jnp.inf).max(axis=1)
 
+    _one_sweep(sweep, calls)
     counts = {}
     for name, gain in GRUS.items():
         params = _gru(gain)
         guess = jnp.zeros((STEPS, HIDDEN))
-        if not counts:
-            _one_sweep(function, sweep, params, guess, calls)
         for count in range(1, STEPS + 1):
             guess = sweep(params, guess)
             sizes = np.asarray(residual(params, guess))
@@ -309,18 +314,21 @@ def _gru(gain: float) -> dict[str, jax.Array]:
     return {name: factors[name[0]] * leaf + shifts.get(name, 0.0) for name, leaf in params.items()}
 
 
-def _one_sweep(function: Callable, sweep: Callable, params: Any, guess: Any, calls: list) -> None:
+def _one_sweep(sweep: Callable, calls: list) -> None:
     """Raise unless one call is one sweep: right shape, no loop, few calls of `step`."""
-    result = sweep(params, guess)
-    hint = "A better guess has the shape of the guess."
-    if np.shape(result) != guess.shape:
-        expect_array(result, guess.shape, "the new guess", hint)
+    shapes = jax.eval_shape(_gru, 1.0), jax.ShapeDtypeStruct((STEPS, HIDDEN), jnp.float32)
+    jaxpr, result = jax.make_jaxpr(sweep, return_shape=True)(*shapes)
+    if getattr(result, "shape", None) != (STEPS, HIDDEN):
+        hint = "A better guess has the shape of the guess."
+        if not hasattr(result, "shape"):
+            raise Wrong(f"Return one array, not a {type(result).__name__}. {hint}")
+        raise Wrong(f"The new guess has shape {result.shape}; expected {(STEPS, HIDDEN)}. {hint}")
     if len(calls) > 4:
         raise Wrong(
             f"You call `step` {len(calls)} times in one sweep; four are allowed. Use `jax.vmap` to "
             "call it for all steps at once, and make a single sweep: the check repeats it."
         )
-    if any(name in ("scan", "while") for name in _primitives(jax.make_jaxpr(sweep)(params, guess))):
+    if any(name in ("scan", "while") for name in _primitives(jaxpr)):
         raise Wrong("There is a loop in your sweep, over time or over sweeps. Do without.")
     if not calls:
         raise Wrong("You never call `step`, so your guess cannot know what the GRU does.")
