@@ -30,6 +30,7 @@ env: .venv/.installed ## make .venv and install the pinned packages
 	@touch $@
 
 book: env ## build the HTML book into _build/html, warnings are errors
+	@test -f _build/html/searchindex.js || rm -rf _build/.doctrees _build/html # an interrupted build
 	$(BIN)/jupyter-book build -n -W --keep-going .
 	@echo && echo "The book is ready: open _build/html/index.html, or run make serve."
 

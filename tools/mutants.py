@@ -88,16 +88,20 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-CELLS, LAYERS, SEQUENCES, CONVERT = "cells.py", "layers.py", "sequences.py", "convert.py"
-AFTER = "candidate = self.activation_fn(candidate_i + reset * (candidate_h + b_hn))"
-KEEP = "hidden = (1 - update) * candidate + update * hidden"
+CELLS, LAYERS, SCAN = "cells.py", "layers.py", "scan.py"
+SEQUENCES, CONVERT = "sequences.py", "convert.py"
+B_HN = "candidate_h = candidate_h + self.b_hn[...].astype(candidate_h.dtype)"
+AFTER = "candidate_h = self.gate_fn(reset_i + reset_h) * candidate_h"
+KEEP = "return ((1 - update) * candidate + update * hidden,)"
+LSTM_STATES = "self.hi(hidden), self.hf(hidden), self.hg(hidden), self.ho(hidden)"
 MEMORY = "memory = forget_gate * memory + input_gate * candidate"
 
 MUTANTS += [
-    Mutant(CELLS, "GRUCell: update gate turned round", KEEP, "hidden = update * candidate + (1 - update) * hidden"),
-    Mutant(CELLS, "GRUCell: b_hn left out", AFTER, AFTER.replace("(candidate_h + b_hn)", "candidate_h")),
-    Mutant(CELLS, "GRUCell: b_hn outside the reset gate", AFTER, AFTER.replace("reset * (candidate_h + b_hn)", "reset * candidate_h + b_hn")),
-    Mutant(CELLS, "GRUCell: reset gate not applied after", AFTER, AFTER.replace("reset * ", "")),
+    Mutant(CELLS, "GRUCell: update gate turned round", KEEP, "return (update * candidate + (1 - update) * hidden,)"),
+    Mutant(CELLS, "GRUCell: b_hn left out of a step", B_HN, "pass"),
+    Mutant(CELLS, "GRUCell: b_hn left out of the scan", "biases = (None, None, self.b_hn[...])", "biases = (None, None, None)"),
+    Mutant(CELLS, "GRUCell: b_hn on the reset gate", "biases = (None, None, self.b_hn[...])", "biases = (self.b_hn[...], None, None)"),
+    Mutant(CELLS, "GRUCell: reset gate not applied after", AFTER, "pass"),
     Mutant(CELLS, "GRUCell: reset gate not applied before", "self._recur(reset * hidden, gates=slice(2, 3))", "self._recur(hidden, gates=slice(2, 3))"),
     Mutant(CELLS, "GRUCell: reset and update columns exchanged", "reset_i, update_i, candidate_i = ", "update_i, reset_i, candidate_i = "),
     Mutant(CELLS, "GRUCell: reset_after off by default", "reset_after: bool = True", "reset_after: bool = False"),
@@ -105,11 +109,14 @@ MUTANTS += [
     Mutant(CELLS, "LSTM: nothing is forgotten", MEMORY, "memory = memory + input_gate * candidate"),
     Mutant(CELLS, "LSTM: memory not squashed", "hidden = output_gate * self.activation_fn(memory)", "hidden = output_gate * memory"),
     Mutant(CELLS, "LSTM: output gate left out", "hidden = output_gate * self.activation_fn(memory)", "hidden = self.activation_fn(memory)"),
-    Mutant(CELLS, "LSTM: carry in torch's order", "return (memory, hidden), self._output(hidden)", "return (hidden, memory), self._output(hidden)"),
-    Mutant(CELLS, "LSTM: output is the memory", "return (memory, hidden), self._output(hidden)", "return (memory, hidden), self._output(memory)"),
-    Mutant(CELLS, "LSTMCell: output gate reads the candidate's input", "output_total=self.io(inputs)", "output_total=self.ig(inputs)"),
-    Mutant(CELLS, "LSTMCell: forget gate ignores the state", "forget_total=self.if_(inputs) + self.hf(hidden)", "forget_total=self.if_(inputs)"),
-    Mutant(CELLS, "OptimizedLSTMCell: state ignored", "totals = self.dense_i(inputs) + self.dense_h(hidden)", "totals = self.dense_i(inputs)"),
+    Mutant(CELLS, "LSTM: carry in torch's order", "        return memory, hidden\n", "        return hidden, memory\n"),
+    Mutant(CELLS, "LSTM: output is the memory", "        return memory, hidden\n", "        return memory, memory\n"),
+    Mutant(CELLS, "LSTMCell: output gate reads the candidate's input", "self.ig(inputs), self.io(inputs)", "self.ig(inputs), self.ig(inputs)"),
+    Mutant(CELLS, "LSTMCell: forget gate ignores the state", LSTM_STATES, LSTM_STATES.replace("self.hf(hidden)", "0 * self.hf(hidden)")),
+    Mutant(CELLS, "LSTMCell: candidate and output exchanged in the scan", "[self.hi, self.hf, self.hg, self.ho]", "[self.hi, self.hf, self.ho, self.hg]"),
+    Mutant(CELLS, "OptimizedLSTMCell: state ignored", "recurrent = jnp.split(self.dense_h(carry[1]), 4, -1)", "recurrent = jnp.split(0 * self.dense_h(carry[1]), 4, -1)"),
+    Mutant(CELLS, "a subclass's own step is ignored", "        if not plain or _defining_class", "        if not plain or False and _defining_class"),
+    Mutant(CELLS, "an exchanged layer is run as a plain one", "        if not plain or", "        if"),
     Mutant(CELLS, "OptimizedLSTMCell: forget bias on the input gate", "forget_gate = slice(hidden_features, 2 * hidden_features)", "forget_gate = slice(0, hidden_features)"),
     Mutant(CELLS, "a learned carry is not used", "return jax.tree.map(repeat, self.initial.get_value())", "return jax.tree.map(jnp.zeros_like, jax.tree.map(repeat, self.initial.get_value()))"),
     Mutant(CELLS, "wrong input size goes unnoticed", "if not shape or shape[-1] != self.in_features:", "if False:"),
@@ -124,6 +131,28 @@ MUTANTS += [
     Mutant(LAYERS, "what a step writes is lost", "            if written:\n", "            if False:\n"),
     Mutant(LAYERS, "no random stream is shared between steps", "if self.broadcast_rngs is None:", "if True:"),
     Mutant(LAYERS, "time-major outputs come batch-major", "outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), outputs)", "outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, num_batch_dims), outputs)"),
+    Mutant(LAYERS, "fast scan: reverse ignored", "            reverse=reverse,\n            unroll=unroll,\n        )\n        outputs = jnp.moveaxis", "            unroll=unroll,\n        )\n        outputs = jnp.moveaxis"),
+    Mutant(LAYERS, "fast scan: lengths ignored", "None if mask is None else jnp.moveaxis(mask, time_axis, 0)", "None"),
+    Mutant(LAYERS, "fast scan: padded outputs are left over", "outputs = outputs if mask is None else mask_padding(outputs, mask)", "pass"),
+    Mutant(LAYERS, "fast scan: always in the order of the inputs", "flip(outputs) if reverse and not keep_order else outputs", "outputs"),
+    Mutant(SCAN, "bias of the inputs left out", "projected = tuple(map(_add, projected, weights.biases))", "projected = tuple(projected)"),
+    Mutant(SCAN, "bias of the state left out", "recurrent = tuple(map(_add, recurrent, weights.recurrent_biases))", "recurrent = tuple(recurrent)"),
+    Mutant(SCAN, "steps beyond a length are not held", "return tuple(jnp.where(valid, part, old) for part, old in zip(new, carry))", "return new"),
+    Mutant(SCAN, "chunks forget the carry", "        carry, _, states = _forward(plan, weights, carry, *chunk, keep=lambda carry, _: carry[-1])\n        return carry, states", "        after, _, states = _forward(plan, weights, carry, *chunk, keep=lambda carry, _: carry[-1])\n        return carry, states"),
+    Mutant(SCAN, "chunks run in the wrong order", "return jax.lax.scan(function, carry, chunks, reverse=plan.reverse)", "return jax.lax.scan(function, carry, chunks)"),
+    Mutant(SCAN, "steps run in the wrong order", "return jax.lax.scan(step, carry, scanned, reverse=plan.reverse, unroll=plan.unroll)", "return jax.lax.scan(step, carry, scanned, unroll=plan.unroll)"),
+    Mutant(SCAN, "gradient: chunks begin with their last state", "pairs = [(part[None], states[:-1]) for part, states in zip(carry, after)]", "pairs = [(states[:1], states[1:]) for part, states in zip(carry, after)]"),
+    Mutant(SCAN, "gradient: reversed states not shifted", "pairs = [(states[1:], part[None]) for part, states in zip(carry, after)]", "pairs = [(states[:-1], part[None]) for part, states in zip(carry, after)]"),
+    Mutant(SCAN, "gradient: nothing for the input kernels", "None if kernel_tangent is None else _multiply(plan, inputs, kernel_tangent)", "None"),
+    Mutant(SCAN, "gradient: nothing for the inputs", "None if input_tangents is None else _multiply(plan, input_tangents, kernel)", "None"),
+    Mutant(SCAN, "gradient: nothing for the recurrent kernel", "if weight_tangents.recurrent_kernel is not None:", "if False:"),
+    Mutant(SCAN, "gradient: nothing for the state's biases", "map(_add, recurrent_tangents, weight_tangents.recurrent_biases)", "iter(recurrent_tangents)"),
+    Mutant(SCAN, "gradient: nothing for the inputs' biases", "            bias_tangent,\n        )\n        for", "            None,\n        )\n        for"),
+    Mutant(SCAN, "gradient: nothing for the initial carry", "        jnp.zeros_like(part) if tangent is None else tangent\n", "        jnp.zeros_like(part)\n"),
+    Mutant(SCAN, "gradient: invalid steps pass nothing on", "used = plan.uses[index] | (set() if valid is None else {index})", "used = plan.uses[index]"),
+    Mutant(SCAN, "gradient: kept products lost", "return carry, (states, (projected, recurrent) if plan.keep_products else None)", "return carry, (states, (projected, 0 * recurrent) if plan.keep_products else None)"),
+    Mutant(SCAN, "batch last: units in reversed order", 'jnp.einsum("...fb,...fh->...hb", array, kernel)', 'jnp.einsum("...fb,...fh->...hb", array, jnp.flip(kernel, -1))'),
+    Mutant(SCAN, "a gate that mixes units is taken", "return None if uses is None else tuple(uses)", "return (frozenset(range(len(places))),) * len(carry)"),
     Mutant(LAYERS, "Bidirectional: both layers read forwards", "reverse=not reverse, **run", "reverse=bool(reverse), **run"),
     Mutant(LAYERS, "Bidirectional: backward outputs in reversed time", '            "keep_order": True,\n', '            "keep_order": False,\n'),
     Mutant(LAYERS, "Bidirectional: directions merged the wrong way round", "self.merge_fn, forward_outputs, backward_outputs", "self.merge_fn, backward_outputs, forward_outputs"),
@@ -148,7 +177,8 @@ MUTANTS += [
 FIRST_CHAPTERS = {
     "gru.py": ("02_", "03_"),
     "cells.py": ("06_", "07_", "08_"),
-    "layers.py": ("08_", "09_", "10_"),
+    "layers.py": ("08_", "09_", "10_", "11_"),
+    "scan.py": ("11_",),
     "sequences.py": ("09_",),
     "convert.py": ("06_", "07_"),
 }
