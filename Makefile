@@ -12,6 +12,11 @@ PORT ?= 8000
 NOTEBOOKS = $(sort $(wildcard book/*.ipynb book/solutions/*.ipynb))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# Programs that JAX has compiled once, for tests and notebooks to share; `make clean` forgets them.
+export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/_build/jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
 .DEFAULT_GOAL := help
 .PHONY: help env book serve test test-unit test-notebooks test-browser \
 	notebooks mutants bench format lint lock repository clean
