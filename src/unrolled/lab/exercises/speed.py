@@ -1,0 +1,386 @@
+"""Exercises of chapter 11: a hoisted LSTM, a roofline, a linear tangent, a loop worth unrolling."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.lab.exercises._base import (
+    Wrong,
+    exercise,
+    expect_array,
+    expect_close,
+    run,
+)
+
+
+@exercise("11.1", "hoist an LSTM", "easy")
+def lstm_sequence(function: Callable) -> str:
+    steps, batch, features, hidden = 5, 2, 3, 4
+    rng = np.random.default_rng(111)
+    weights = {
+        "W": rng.normal(size=(features, 4 * hidden)),
+        "b": rng.normal(size=4 * hidden),
+        "U": rng.normal(size=(hidden, 4 * hidden)),
+    }
+    carry = rng.normal(size=(batch, hidden)), rng.normal(size=(batch, hidden))
+    inputs = rng.normal(size=(steps, batch, features))
+    arguments = _to_jax((weights, carry, inputs))
+    result = run(function, *arguments)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise Wrong("Return the pair (carry after the last step, all h), as scan does.")
+    final, states = result
+    if not isinstance(final, tuple | list) or len(final) != 2:
+        raise Wrong("The carry of an LSTM is the pair (c, h).")
+
+    right = _lstm(weights, carry, inputs)
+    expect_array(states, (steps, batch, hidden), "what the steps return", "Each step outputs h.")
+    no_bias = _lstm({**weights, "b": 0 * weights["b"]}, carry, inputs)
+    mistakes = {
+        "The bias is missing. It belongs to the projected inputs.": no_bias[2],
+        "These are the memories c. The output of a step is h.": right[3],
+        "The product with U takes the memory c. It takes h, the second part of the carry.": _lstm(
+            weights, carry, inputs, recur_from="c"
+        )[2],
+        "You start with c and h exchanged: the carry is (c, h).": _lstm(
+            weights, carry[::-1], inputs
+        )[2],
+        "The gates are in another order. W, b and U hold i, f, g, o.": _lstm(
+            weights, carry, inputs, order="figo"
+        )[2],
+    }
+    otherwise = "Split W, b and the product with U in the same order."
+    expect_close(states, right[2], name="h", mistakes=mistakes, otherwise=otherwise)
+    exchanged = {"The final carry is (h, c); it should be (c, h), as it came in.": right[1]}
+    expect_close(final[0], right[0], name="the last c", mistakes=exchanged)
+    expect_close(final[1], right[1], name="the last h")
+
+    scan = _only_scan(function, *arguments)
+    inside = _count(scan.params["jaxpr"].jaxpr, "dot_general")
+    if inside > 1:
+        raise Wrong(
+            f"The numbers are right, but the loop holds {inside} products. The inputs' products "
+            "do not wait: compute them for all steps before the scan."
+        )
+    scanned = _scanned(scan)
+    if any(size[-1:] == (4 * hidden,) for size in scanned):
+        raise Wrong(
+            "The numbers are right and the product is out of the loop, but the loop still cuts one "
+            "array into four gates. Give scan a tuple with an array for each gate."
+        )
+    if scanned.count((batch, hidden)) != 4:
+        raise Wrong(
+            f"Each step is handed arrays of the shapes {scanned}; expected four of the shape "
+            f"(batch, H) = {(batch, hidden)}, one for each gate."
+        )
+    return (
+        "one product in the loop, and one array for each gate. Each slice has a single reader, so "
+        "the loop keeps its vector instructions."
+    )
+
+
+def _lstm(
+    weights: dict[str, np.ndarray],
+    carry: tuple[np.ndarray, ...],
+    inputs: np.ndarray,
+    recur_from: str = "h",
+    order: str = "ifgo",
+) -> tuple[np.ndarray, ...]:
+    """Return the last c, the last h, all h and all c."""
+    c, h = carry
+    hidden, memories = [], []
+    for x in inputs:
+        total = x @ weights["W"] + weights["b"] + (h if recur_from == "h" else c) @ weights["U"]
+        gates = dict(zip(order, np.split(total, 4, axis=-1)))
+        i, f, o = (1 / (1 + np.exp(-gates[name])) for name in "ifo")
+        c = f * c + i * np.tanh(gates["g"])
+        h = o * np.tanh(c)
+        hidden.append(h)
+        memories.append(c)
+    return c, h, np.stack(hidden), np.stack(memories)
+
+
+@exercise("11.2", "how large must the batch be?", "medium")
+def smallest_batch(function: Callable) -> str:
+    machines = [
+        (512, 3, 4e11, 1e10),
+        (1024, 4, 2e13, 1e12),
+        (64, 1, 1e11, 1e11),
+        (300, 3, 5e10, 7e9),
+    ]
+    for hidden, gates, peak, bandwidth in machines:
+        given = f"{hidden} units, {gates} gates, peak {peak:g} and bandwidth {bandwidth:g}"
+        got = _number(run(function, hidden, gates, peak, bandwidth), given)
+        right = _smallest(hidden, gates, peak / bandwidth)
+        if got == right:
+            continue
+        ratio = peak / bandwidth
+        mistakes = {
+            "That is rounded down: this batch is still limited by memory, by a little. Round up.": (
+                right - 1
+            ),
+            "A multiplication and an addition are two operations: 2 · B · H · kH.": _smallest(
+                hidden, gates, 2 * ratio
+            ),
+            "A float32 number has 4 bytes.": _smallest(hidden, gates, ratio / 4),
+            "This is the approximation B/2 for intensity. Count h and the product as well; they "
+            "grow with B.": math.ceil(2 * ratio),
+            "The product that is written is missing from the bytes: B · kH numbers.": _smallest(
+                hidden, gates, ratio, written=False
+            ),
+            "The state that is read is missing from the bytes: B · H numbers.": _smallest(
+                hidden, gates, ratio, read=False
+            ),
+            "You divided bandwidth by peak. Intensity is operations per byte: peak / bandwidth.": (
+                _smallest(hidden, gates, 1 / ratio)
+            ),
+        }
+        for message, value in mistakes.items():
+            if got == value:
+                raise Wrong(message)
+        raise Wrong(
+            f"For {given} you say {got:g}; at this batch the intensity is "
+            f"{_intensity(got, hidden, gates):.4g} operations per byte, and the machine wants at "
+            f"least {ratio:.4g}, by as few rows as possible."
+        )
+    hidden, gates, peak, bandwidth = 16, 3, 1e13, 1e11
+    got = run(function, hidden, gates, peak, bandwidth)
+    if _number(got, "a narrow layer on a fast machine") != math.inf:
+        raise Wrong(
+            f"With {hidden} units, {gates} gates and {peak / bandwidth:g} operations per byte no "
+            f"batch is large enough: reading h and writing the product grow with B as well. You "
+            f"say {got}; expected math.inf."
+        )
+    return (
+        "a wide layer needs a batch of about twice the machine's ratio, and a narrow one never "
+        "reaches the roof, whatever the batch."
+    )
+
+
+def _number(value: Any, given: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise Wrong(f"For {given}: expected one number, not a {type(value).__name__}.") from None
+
+
+def _intensity(batch: float, hidden: int, gates: int) -> float:
+    if not math.isfinite(batch):
+        return hidden * gates / (2 * (1 + gates))
+    moved = 4 * (gates * hidden**2 + batch * hidden + gates * batch * hidden)
+    return 2 * batch * gates * hidden**2 / moved
+
+
+def _smallest(
+    hidden: int, gates: int, ratio: float, *, read: bool = True, written: bool = True
+) -> float:
+    slope = 2 * gates * hidden - 4 * ratio * (read + gates * written)
+    return math.ceil(4 * ratio * gates * hidden / slope) if slope > 0 else math.inf
+
+
+@exercise("11.3", "the tangent of the simple cell", "hard")
+def simple_tangents(function: Callable) -> str:
+    steps, batch, features, hidden = 5, 2, 3, 4
+    rng = np.random.default_rng(113)
+    shapes = [(features, hidden), (hidden,), (hidden, hidden), (batch, hidden)]
+    shapes.append((steps, batch, features))
+    given = [0.5 * rng.normal(size=shape) for shape in shapes]
+    tangents = [rng.normal(size=shape) for shape in shapes]
+    *weights, initial_h, inputs = given
+    states = _simple_states(*given)
+    right = _simple_tangents(given, tangents)
+
+    arguments = _to_jax((tuple(weights), states, initial_h, inputs, tuple(tangents)))
+    result = run(function, *arguments)
+    hint = "One tangent for each state."
+    expect_array(result, (steps, batch, hidden), "the result", hint)
+    names = ("dW", "db", "dU", "d_initial_h", "d_inputs")
+    mistakes = {
+        f"The tangent {name} has no effect. Its share of the drive is missing.": _simple_tangents(
+            given, [0 * t if index == place else t for place, t in enumerate(tangents)]
+        )
+        for index, name in enumerate(names)
+    }
+    mistakes |= {
+        "The share h · dU uses the states after each step. It needs those before: `initial_h` "
+        "first, and the last state not at all.": _simple_tangents(given, tangents, before=False),
+        "The derivative of tanh is missing: 1 - h². It multiplies everything, the drive too.": (
+            _simple_tangents(given, tangents, slope=lambda h: np.ones_like(h))
+        ),
+        "The derivative of tanh is 1 - h², with the square.": _simple_tangents(
+            given, tangents, slope=lambda h: 1 - h
+        ),
+        "The derivative of tanh is applied to the recurrent product only, not to the drive.": (
+            _simple_tangents(given, tangents, slope_of_drive=False)
+        ),
+        "The loop multiplies by the transpose of U. That is the way back; tangents run forwards.": (
+            _simple_tangents(given, tangents, transpose=True)
+        ),
+    }
+    expect_close(result, right, mistakes=mistakes, tolerance=1e-4)
+
+    scan = _only_scan(function, *arguments)
+    body = scan.params["jaxpr"].jaxpr
+    if _count(_traced(function, *arguments).jaxpr, "tanh"):
+        raise Wrong(
+            "The numbers are right, but you compute tanh again. The states are given, and the "
+            "derivative of tanh follows from them."
+        )
+    inside = _count(body, "dot_general")
+    if inside > 1:
+        raise Wrong(
+            f"The numbers are right, but the loop holds {inside} products. Only the one with the "
+            "tangent of the state has to wait; compute the others for all steps before the scan."
+        )
+    return (
+        "a linear recurrence: one product and a multiplication in each step, and everything else "
+        "before the loop. JAX can transpose it to get the gradient."
+    )
+
+
+def _simple_states(
+    W: np.ndarray, b: np.ndarray, U: np.ndarray, h: np.ndarray, inputs: np.ndarray
+) -> np.ndarray:
+    states = []
+    for x in inputs:
+        h = np.tanh(x @ W + b + h @ U)
+        states.append(h)
+    return np.stack(states)
+
+
+def _simple_tangents(
+    given: list[np.ndarray],
+    tangents: list[np.ndarray],
+    *,
+    before: bool = True,
+    slope: Callable = lambda h: 1 - h**2,
+    slope_of_drive: bool = True,
+    transpose: bool = False,
+) -> np.ndarray:
+    W, _, U, initial_h, inputs = given
+    dW, db, dU, dh, d_inputs = tangents
+    states = _simple_states(*given)
+    earlier = np.concatenate([initial_h[None], states[:-1]]) if before else states
+    result = []
+    for x, dx, h, h_before in zip(inputs, d_inputs, states, earlier):
+        drive = dx @ W + x @ dW + db + h_before @ dU
+        moved = dh @ (U.T if transpose else U)
+        dh = slope(h) * (moved + drive) if slope_of_drive else slope(h) * moved + drive
+        result.append(dh)
+    return np.stack(result)
+
+
+@exercise("11.4", "where unrolling pays", "open")
+def worth_unrolling(function: Callable) -> str:
+    result = run(function)
+    if not isinstance(result, tuple | list) or len(result) != 4:
+        raise Wrong("Return four things: (step, carry, xs, unroll).")
+    step, carry, xs, unroll = result
+    if not callable(step):
+        raise Wrong("The first thing should be the step, a function (carry, x) -> (carry, y).")
+    if isinstance(unroll, bool) or not isinstance(unroll, int | np.integer) or unroll < 2:
+        raise Wrong(f"unroll is {unroll!r}; expected a whole number of at least 2.")
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise Wrong("xs should be an array, or a tuple of arrays, whose first axis is time.")
+    ((length,),) = lengths
+    if not 500 <= length <= 50_000:
+        raise Wrong(f"xs has {length} steps; expected 500 to 50,000.")
+    if unroll > length // 2:
+        raise Wrong(
+            f"unroll is {unroll} for {length} steps: nothing is left of the loop. Let it go round "
+            "at least twice."
+        )
+    loops = [
+        jax.jit(lambda carry, xs, n=n: jax.lax.scan(step, carry, xs, unroll=n))
+        for n in (1, int(unroll))
+    ]
+    plain, unrolled = (run(_named(loop, function), carry, xs) for loop in loops)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(unrolled)):
+        expect_close(b, a, name="the unrolled result", tolerance=1e-3)
+    best = 0.0
+    for _ in range(3):  # a busy machine gets another chance
+        times = np.array([[_seconds(loop, carry, xs) for loop in loops] for _ in range(25)])
+        best = max(best, float(times[:, 0].min() / times[:, 1].min()))
+        if best >= 1.15:
+            return (
+                "the unrolled loop is faster: its steps are so short that the loop's own work "
+                "counted."
+            )
+    if best < 0.9:
+        raise Wrong(
+            f"Unrolled, your loop runs at {best:.2f} times the speed, so it got slower. Make the "
+            "step shorter: smaller arrays, no product, fewer outputs."
+        )
+    raise Wrong(
+        f"Unrolled, your loop runs at {best:.2f} times the speed; at least 1.15 is wanted. Which "
+        "steps are so short that the loop itself is a large part of the work?"
+    )
+
+
+def _named(loop: Callable, function: Callable) -> Callable:
+    """Call a loop under the reader's name for it, so that an error tells where it comes from."""
+
+    def call(carry: Any, xs: Any) -> Any:
+        return loop(carry, xs)
+
+    call.__name__ = f"the step of {getattr(function, '__name__', 'your function')}"
+    return call
+
+
+def _seconds(loop: Callable, carry: Any, xs: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(loop(carry, xs))
+    return time.perf_counter() - start
+
+
+def _to_jax(tree: Any) -> Any:
+    return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), tree)
+
+
+def _traced(function: Callable, *arguments: Any) -> Any:
+    try:
+        return jax.make_jaxpr(function)(*arguments)
+    except Exception as error:
+        raise Wrong(
+            f"The numbers are right, but JAX cannot trace the function ({type(error).__name__}). "
+            "Use `jnp` and `jax.lax.scan` instead of NumPy and `float()`."
+        ) from None
+
+
+def _only_scan(function: Callable, *arguments: Any) -> Any:
+    """Return the equation of the only loop of a function, or say what there is instead."""
+    program = _traced(function, *arguments).jaxpr
+    loops = [e for e in _equations(program) if e.primitive.name in ("scan", "while")]
+    if len(loops) != 1 or loops[0].primitive.name != "scan":
+        raise Wrong(
+            f"The numbers are right, but there are {len(loops)} loops in the compiled form; "
+            "expected one `jax.lax.scan` over time."
+        )
+    return loops[0]
+
+
+def _scanned(scan: Any) -> list[tuple[int, ...]]:
+    """The shapes of what each step is handed besides the carry."""
+    first = scan.params["num_consts"] + scan.params["num_carry"]
+    return [variable.aval.shape for variable in scan.params["jaxpr"].jaxpr.invars[first:]]
+
+
+def _count(program: Any, name: str) -> int:
+    return sum(equation.primitive.name == name for equation in _equations(program))
+
+
+def _equations(program: Any) -> Iterator[Any]:
+    """Yield every operation of a jaxpr, and of those inside its operations."""
+    for equation in program.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            value = getattr(value, "jaxpr", value)
+            if hasattr(value, "eqns"):
+                yield from _equations(value)

@@ -1,0 +1,364 @@
+"""Chapter 11: starters are told apart, right answers pass, and mistakes are named."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from unrolled.lab.exercises import EXERCISES, judge
+
+
+def verdict(number, *answer):
+    return judge(EXERCISES[number], *answer)
+
+
+# 11.1
+
+
+def lstm_gate(c, projected, recurrent):
+    i, f, g, o = (from_input + from_state for from_input, from_state in zip(projected, recurrent))
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+
+def four(array):
+    return jnp.split(array, 4, axis=-1)
+
+
+def lstm(weights, carry, inputs, *, bias=True, recur_from=1, output=1, permute=(0, 1, 2, 3)):
+    pairs = list(zip(four(weights["W"]), four(weights["b"])))
+    projected = tuple(inputs @ pairs[k][0] + bias * pairs[k][1] for k in permute)
+
+    def step(carry, projected):
+        recurrent = four(carry[recur_from] @ weights["U"])
+        carry = lstm_gate(carry[0], projected, [recurrent[k] for k in permute])
+        return carry, carry[output]
+
+    return jax.lax.scan(step, carry, projected)
+
+
+def lstm_with(**options):
+    return lambda weights, carry, inputs: lstm(weights, carry, inputs, **options)
+
+
+def lstm_starter(weights, carry, inputs):
+    projected = ...
+
+    def step(carry, projected): ...
+
+    return jax.lax.scan(step, carry, projected)
+
+
+def lstm_not_hoisted(weights, carry, inputs):
+    def step(carry, x):
+        projected = four(x @ weights["W"] + weights["b"])
+        carry = lstm_gate(carry[0], projected, four(carry[1] @ weights["U"]))
+        return carry, carry[1]
+
+    return jax.lax.scan(step, carry, inputs)
+
+
+def lstm_one_array(weights, carry, inputs):
+    def step(carry, projected):
+        carry = lstm_gate(carry[0], four(projected), four(carry[1] @ weights["U"]))
+        return carry, carry[1]
+
+    return jax.lax.scan(step, carry, inputs @ weights["W"] + weights["b"])
+
+
+def lstm_stacked(weights, carry, inputs):
+    def step(carry, projected):
+        carry = lstm_gate(carry[0], projected, four(carry[1] @ weights["U"]))
+        return carry, carry[1]
+
+    return jax.lax.scan(step, carry, jnp.stack(four(inputs @ weights["W"] + weights["b"]), 1))
+
+
+def lstm_start_exchanged(weights, carry, inputs):
+    return lstm(weights, carry[::-1], inputs)
+
+
+def lstm_carry_exchanged(weights, carry, inputs):
+    (c, h), states = lstm(weights, carry, inputs)
+    return (h, c), states
+
+
+def lstm_python_loop(weights, carry, inputs):
+    states = []
+    for x in inputs:
+        carry, state = lstm(weights, carry, x[None])
+        states.append(state)
+    return carry, jnp.concatenate(states)
+
+
+def lstm_states_only(weights, carry, inputs):
+    return lstm(weights, carry, inputs)[1]
+
+
+def lstm_raises(weights, carry, inputs):
+    return weights["no"]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lstm_with(bias=False), "bias is missing"),
+        (lstm_with(recur_from=0), "takes the memory c"),
+        (lstm_with(output=0), "memories c"),
+        (lstm_with(permute=(1, 0, 2, 3)), "another order"),
+        (lstm_start_exchanged, "exchanged"),
+        (lstm_carry_exchanged, "(h, c)"),
+        (lstm_not_hoisted, "loop holds 2 products"),
+        (lstm_one_array, "cuts one array"),
+        (lstm_stacked, "one for each gate"),
+        (lstm_python_loop, "5 loops"),
+        (lstm_states_only, "Return the pair"),
+        (lstm_raises, "'no'"),
+    ],
+)
+def test_11_1_names_the_mistake(answer, words):
+    found, message = verdict("11.1", answer)
+    assert found == "not yet" and words in message
+
+
+def test_11_1_starter_and_right_answer():
+    assert verdict("11.1", lstm_starter)[0] == "not started"
+    assert verdict("11.1", lstm)[0] == "right"
+
+
+# 11.2
+
+
+def smallest(hidden, gates, peak, bandwidth, *, read=1, written=1, operations=2, size=4):
+    ratio = peak / bandwidth
+    slope = operations * gates * hidden - size * ratio * (read + gates * written)
+    return math.ceil(size * ratio * gates * hidden / slope) if slope > 0 else math.inf
+
+
+def smallest_with(**options):
+    return lambda *machine: smallest(*machine, **options)
+
+
+def smallest_starter(hidden, gates, peak, bandwidth):
+    return ...
+
+
+def smallest_rounded_down(*machine):
+    return smallest(*machine) - 1 if smallest(*machine) < math.inf else math.inf
+
+
+def smallest_approximate(hidden, gates, peak, bandwidth):
+    return math.ceil(2 * peak / bandwidth)
+
+
+def smallest_ratio_upside_down(hidden, gates, peak, bandwidth):
+    return smallest(hidden, gates, bandwidth, peak)
+
+
+def smallest_never_infinite(*machine):
+    found = smallest(*machine)
+    return found if found < math.inf else 10_000
+
+
+def smallest_array(*machine):
+    return [1, 2]
+
+
+def smallest_raises(*machine):
+    return math.ceil("no")
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (smallest_rounded_down, "Round up"),
+        (smallest_approximate, "approximation"),
+        (smallest_with(operations=1), "two operations"),
+        (smallest_with(size=1), "4 bytes"),
+        (smallest_with(written=0), "written is missing"),
+        (smallest_with(read=0), "read is missing"),
+        (smallest_ratio_upside_down, "divided bandwidth by peak"),
+        (smallest_never_infinite, "math.inf"),
+        (lambda *machine: 7, "intensity is"),
+        (smallest_array, "one number"),
+        (smallest_raises, "TypeError"),
+    ],
+)
+def test_11_2_names_the_mistake(answer, words):
+    found, message = verdict("11.2", answer)
+    assert found == "not yet" and words in message
+
+
+def test_11_2_starter_and_right_answer():
+    assert verdict("11.2", smallest_starter)[0] == "not started"
+    assert verdict("11.2", smallest)[0] == "right"
+
+
+# 11.3
+
+
+def tangents_of(
+    weights, states, initial_h, inputs, tangents, *, without=None, after=False, slope=None,
+    transpose=False, late=False,
+):  # fmt: skip
+    W, _, U = weights
+    tangents = [0 * t if index == without else t for index, t in enumerate(tangents)]
+    dW, db, dU, d_h, d_inputs = tangents
+    before = states if after else jnp.concatenate([initial_h[None], states[:-1]])
+    drive = d_inputs @ W + inputs @ dW + db + before @ dU
+    slopes = 1 - states**2 if slope is None else slope(states)
+
+    def step(d_h, known):
+        slope, drive = known
+        moved = d_h @ (U.T if transpose else U)
+        d_h = slope * moved + drive if late else slope * (moved + drive)
+        return d_h, d_h
+
+    return jax.lax.scan(step, d_h, (slopes, drive))[1]
+
+
+def tangents_with(**options):
+    return lambda *arguments: tangents_of(*arguments, **options)
+
+
+def tangents_starter(weights, states, initial_h, inputs, tangents):
+    drive = ...
+
+    def step(d_h, known): ...
+
+    return jax.lax.scan(step, tangents[3], (1 - states**2, drive))[1]
+
+
+def states_of(W, b, U, h, inputs):
+    def step(h, x):
+        h = jnp.tanh(x @ W + b + h @ U)
+        return h, h
+
+    return jax.lax.scan(step, h, inputs)[1]
+
+
+def tangents_by_jvp(weights, states, initial_h, inputs, tangents):
+    return jax.jvp(states_of, (*weights, initial_h, inputs), tuple(tangents))[1]
+
+
+def tangents_not_hoisted(weights, states, initial_h, inputs, tangents):
+    W, _, U = weights
+    dW, db, dU, d_h, d_inputs = tangents
+    before = jnp.concatenate([initial_h[None], states[:-1]])
+
+    def step(d_h, known):
+        h, h_before, x, dx = known
+        d_h = (1 - h**2) * (d_h @ U + dx @ W + x @ dW + db + h_before @ dU)
+        return d_h, d_h
+
+    return jax.lax.scan(step, d_h, (states, before, inputs, d_inputs))[1]
+
+
+def tangents_last_only(*arguments):
+    return tangents_of(*arguments)[-1]
+
+
+def tangents_raise(*arguments):
+    return arguments["no"]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (tangents_with(without=0), "tangent dW"),
+        (tangents_with(without=1), "tangent db"),
+        (tangents_with(without=2), "tangent dU"),
+        (tangents_with(without=3), "tangent d_initial_h"),
+        (tangents_with(without=4), "tangent d_inputs"),
+        (tangents_with(after=True), "those before"),
+        (tangents_with(slope=jnp.ones_like), "derivative of tanh is missing"),
+        (tangents_with(slope=lambda h: 1 - h), "with the square"),
+        (tangents_with(late=True), "not to the drive"),
+        (tangents_with(transpose=True), "transpose of U"),
+        (tangents_by_jvp, "compute tanh again"),
+        (tangents_not_hoisted, "loop holds 4 products"),
+        (tangents_last_only, "One tangent for each state"),
+        (tangents_raise, "TypeError"),
+    ],
+)
+def test_11_3_names_the_mistake(answer, words):
+    found, message = verdict("11.3", answer)
+    assert found == "not yet" and words in message
+
+
+def test_11_3_starter_and_right_answer():
+    assert verdict("11.3", tangents_starter)[0] == "not started"
+    assert verdict("11.3", tangents_of)[0] == "right"
+
+
+# 11.4: what is faster depends on the machine, and not even that is fixed where JAX compiles without
+# optimising; so the clock is replaced.
+
+
+def loop_of(steps=1000, unroll=4):
+    def worth_unrolling():
+        def step(h, x):
+            return jnp.tanh(0.9 * h + x), None
+
+        return step, jnp.ones(8), jnp.ones((steps, 8)), unroll
+
+    return worth_unrolling
+
+
+def loop_starter():
+    step = ...
+    return step, ..., ..., ...
+
+
+def loop_raises():
+    def step(h, x):
+        return h @ x, None
+
+    return step, jnp.ones(3), jnp.ones((1000, 4)), 2
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let the loops take these times in turn: the plain one, then the unrolled one."""
+
+    def set_times(*seconds):
+        calls = iter(range(10_000))
+        monkeypatch.setattr(
+            "unrolled.lab.exercises.speed._seconds", lambda *_: seconds[next(calls) % 2]
+        )
+
+    return set_times
+
+
+@pytest.mark.parametrize(
+    "answer, times, words",
+    [
+        (loop_of(), (1.0, 2.0), "got slower"),
+        (loop_of(), (1.0, 0.95), "at least 1.15 is wanted"),
+        (loop_of(steps=100), (2.0, 1.0), "100 steps"),
+        (loop_of(unroll=1), (2.0, 1.0), "at least 2"),
+        (loop_of(unroll=True), (2.0, 1.0), "whole number"),
+        (loop_of(unroll=900), (2.0, 1.0), "nothing is left of the loop"),
+        (lambda: loop_of()()[:3], (2.0, 1.0), "four things"),
+        (lambda: (1, *loop_of()()[1:]), (2.0, 1.0), "should be the step"),
+        (lambda: (loop_of()()[0], 1.0, 2.0, 4), (2.0, 1.0), "first axis is time"),
+        (loop_raises, (2.0, 1.0), "the step of"),
+    ],
+)
+def test_11_4_names_the_mistake(answer, times, words, clock):
+    clock(*times)
+    found, message = verdict("11.4", answer)
+    assert found == "not yet" and words in message
+
+
+def test_11_4_starter_and_right_answer(clock):
+    clock(2.0, 1.0)
+    assert verdict("11.4", loop_starter)[0] == "not started"
+    assert verdict("11.4", loop_of())[0] == "right"
+
+
+def test_11_4_measures():
+    assert verdict("11.4", loop_of())[0] in ("right", "not yet")
