@@ -192,6 +192,7 @@ def _shape(text: str) -> Shape:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs is measured
     if jax.default_backend() != "cpu":  # both libraries in float32, not in TensorFloat32
         jax.config.update("jax_default_matmul_precision", "highest")
         if contenders.torch:
