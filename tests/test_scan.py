@@ -239,6 +239,10 @@ def test_cells_it_cannot_know_run_by_the_plain_scan():
     exchanged = make_cell("gru")
     exchanged.dense_i = nnx.Linear(IN, 3 * HIDDEN, precision="highest", rngs=nnx.Rngs(0))
     assert exchanged.recurrence() is None
+    biased = make_cell("gru")  # the fast scan has room for one bias of the state, b_hn
+    biased.dense_h = nnx.Linear(HIDDEN, 3 * HIDDEN, rngs=nnx.Rngs(0))
+    biased.dense_h.bias[...] = jnp.ones(3 * HIDDEN)
+    np.testing.assert_allclose(RNN(biased)(x), RNN(plain(biased))(x), rtol=1e-6)
     assert make_cell("gru", promote_dtype=lambda args, **_: args).recurrence() is None
     assert GRUCell(IN, HIDDEN, reset_after=False, rngs=nnx.Rngs(0)).recurrence() is None
 

@@ -658,7 +658,7 @@ class GRUCell(_FeatureCell):
     @_QuietMethod
     def recurrence(self) -> Recurrence | None:
         """This cell for the fast scan, or None if the reset comes first or layers were changed."""
-        if not self.reset_after:
+        if not self.reset_after or self.dense_h.bias is not None:
             return None
         biases = (None, None, self.b_hn[...])
         return self._recurrence([self.dense_i], [self.dense_h], num_gates=3, added=biases)
