@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.ext import autodoc
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 from unrolled.lab import explorers
@@ -141,9 +142,34 @@ class ExercisesDirective(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+class SelfChecks(SphinxTransform):
+    """Put a self-check's question and its options into one group, for the eye and for the ear.
+
+    A notebook has them one after the other: `**Check yourself.** ...`, then `<details>` for each
+    option. So they read well where this extension is not at work, in Jupyter and in Colab.
+    """
+
+    default_priority = 850
+
+    def apply(self, **kwargs: object) -> None:
+        def starts(place: int, markup: str) -> bool:
+            return place < len(section) and section[place].astext().startswith(markup)
+
+        group = '<div class="self-check" role="group" aria-label="Check yourself">'
+        for lead in list(self.document.findall(nodes.strong)):
+            if lead.astext() == "Check yourself.":
+                section, first = lead.parent.parent, lead.parent.parent.index(lead.parent)
+                last = first
+                while not starts(last, "</details>") or starts(last + 1, '<details class="choice'):
+                    last += 1
+                section.insert(last + 1, nodes.raw("", "</div>", format="html"))
+                section.insert(first, nodes.raw("", group, format="html"))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("explorer", ExplorerDirective)
     app.add_directive("exercises", ExercisesDirective)
+    app.add_transform(SelfChecks)
     app.connect("config-inited", configure)
     # Show the arguments of a module's __init__, not the (*args, **kwargs) of Flax's metaclass.
     call = type(nnx.Module).__call__

@@ -27,6 +27,11 @@ function focusEquations() {
   }
 }
 
+// An option of a self-check that was opened once keeps its sign, right or wrong.
+document.addEventListener("toggle", ({ target }) => {
+  if (target.open && target.matches("details.choice")) target.classList.add("seen");
+}, true);
+
 document.addEventListener("DOMContentLoaded", keepPunctuation);
 window.addEventListener("load", () => {
   (window.MathJax?.startup?.promise ?? Promise.resolve()).then(focusEquations);
