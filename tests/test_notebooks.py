@@ -17,9 +17,9 @@ def test_notebook_is_executed_complete_and_canonical(path):
     assert not found, "\n" + "\n".join(f"{name}: {problem}" for problem in found)
 
 
-@pytest.fixture
-def good(tmp_path):
-    """A small notebook that has nothing wrong with it, and a way to store a changed one."""
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The text of a small notebook that has nothing wrong with it."""
     book = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell(notebooks.setup_cell(), execution_count=1, id="setup"),
@@ -32,9 +32,16 @@ def good(tmp_path):
             nbformat.v4.new_code_cell("print('x ≈ 1.25')\nassert 1 < 2", id="measured"),
         ]
     )
-    path = tmp_path / "good.ipynb"
+    path = tmp_path_factory.mktemp("notebook") / "good.ipynb"
     path.write_text(notebooks.dumps(book), encoding="utf-8")
-    path.write_text(notebooks.dumps(notebooks.execute(path)), encoding="utf-8")
+    return notebooks.dumps(notebooks.execute(path))
+
+
+@pytest.fixture
+def good(executed, tmp_path):
+    """The path of a copy of that notebook."""
+    path = tmp_path / "good.ipynb"
+    path.write_text(executed, encoding="utf-8")
     return path
 
 
@@ -59,6 +66,17 @@ def test_measured_values_keep_their_stored_digits_and_others_do_not(good):
     assert "≈ 1.75" in notebooks.dumps(notebooks.execute(good))
     change(good, lambda book: book.cells[3].outputs[0].update(text="y ≈ 1.75\n"))
     assert "x ≈ 1.25" in notebooks.dumps(notebooks.execute(good))
+
+
+def test_what_an_explorer_has_of_a_training_is_masked_and_asserted(good):
+    page = '<unrolled-draw data-start="{}" data-measured="[%d]"></unrolled-draw>'
+    assert notebooks.masked(page % 1) == notebooks.masked(page % 2) != page % 1
+    shown = nbformat.v4.new_output("display_data", data={"text/html": page % 1})
+
+    def edit(book):
+        book.cells[3].update(source="weights", outputs=[shown])
+
+    assert any("without asserting its bound" in problem for problem in change(good, edit))
 
 
 BROKEN = {

@@ -2,18 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
+from tests.browser.conftest import DESKTOP, PHONE, settle, watch
 from unrolled import RNN, Bidirectional, GRUCell, gru_sequence, gru_step
 from unrolled.gru import PARAMETER_SHAPES
 
 pytestmark = pytest.mark.browser
 
-CHAPTER = "/book/02_gates.html"
+CHAPTERS = {
+    "gates": "/book/02_gates.html",
+    "scan": "/book/03_scan.html",
+    "directions": "/book/10_bidirectional.html",
+}
+"""Where each explorer is, by the name in its tag; that of the home page is tried by itself."""
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, book_server: str) -> Iterator[Callable[[str], Locator]]:
+    """Open an explorer's chapter, once for all tests, and set the explorer back to its start.
+
+    The screen can be touched, so a mouse and a finger both work.
+    """
+    context = browser.new_context(
+        base_url=book_server, viewport=DESKTOP, has_touch=True, color_scheme="light"
+    )
+    problems = watch(context, book_server)
+    pages: dict[str, Page] = {}
+
+    def open_chapter(name: str) -> Locator:
+        chapter = CHAPTERS[name]
+        if chapter not in pages:
+            pages[chapter] = context.new_page()
+            pages[chapter].goto(chapter)
+            settle(pages[chapter])
+        explorer = pages[chapter].locator(f"unrolled-{name}").first
+        explorer.scroll_into_view_if_needed()
+        explorer.get_by_role("button", name="Reset").click()
+        return explorer
+
+    yield open_chapter
+    context.close()
+    assert not problems, "\n".join(problems)
+
+
+def shown_by(explorer: Locator) -> tuple[dict[str, float], dict]:
+    """The values of all sliders, and the numbers that the page has made of them."""
+    shown = explorer.evaluate("element => ({ state: element.state, values: element.values })")
+    return shown["state"], shown["values"]
+
+
+def touch(explorer: Locator, x: float, y: float) -> None:
+    """Tap the picture, at a place in the picture's own units."""
+    box = explorer.locator("svg").bounding_box()
+    scale = box["width"] / 340
+    explorer.page.touchscreen.tap(box["x"] + scale * x, box["y"] + scale * y)
+
+
+def draw(explorer: Locator, *places: tuple[float, float]) -> None:
+    """Press the mouse on the picture at the first place, draw through the others and let go."""
+    mouse, box = explorer.page.mouse, explorer.locator("svg").bounding_box()
+    scale = box["width"] / 340
+    (first, *others) = [(box["x"] + scale * x, box["y"] + scale * y) for x, y in places]
+    mouse.move(*first)
+    mouse.down()
+    for place in others:
+        mouse.move(*place, steps=3)
+    mouse.up()
+
+
+@jax.jit
+def gru_by_python(params, h_prev, x_t):
+    inputs = jnp.zeros((20, 1)).at[0].set(x_t)
+    return gru_step(params, h_prev, x_t)[0], gru_sequence(params, h_prev, inputs)[1]
 
 
 def python_values(state: dict[str, float]) -> dict[str, np.ndarray]:
@@ -23,17 +92,13 @@ def python_values(state: dict[str, float]) -> dict[str, np.ndarray]:
         for name, dims in PARAMETER_SHAPES.items()
     }
     h_prev, x_t = (jnp.array([state[name]], jnp.float32) for name in ("h_prev", "x_t"))
-    inputs = jnp.zeros((20, 1)).at[0].set(x_t)
-    return {
-        "h_t": np.asarray(gru_step(params, h_prev, x_t)[0])[0],
-        "outputs_h": np.asarray(gru_sequence(params, h_prev, inputs)[1])[:, 0],
-    }
+    h_t, outputs_h = gru_by_python(params, h_prev, x_t)
+    return {"h_t": np.asarray(h_t)[0], "outputs_h": np.asarray(outputs_h)[:, 0]}
 
 
 def expect_python_numbers(explorer: Locator) -> dict[str, float]:
     """Compare the page's numbers with Python's; return the values of all sliders."""
-    shown = explorer.evaluate("element => ({ state: element.state, values: element.values })")
-    state, values = shown["state"], shown["values"]
+    state, values = shown_by(explorer)
     for name, expected in python_values(state).items():
         np.testing.assert_allclose(values[name], expected, rtol=0, atol=1e-6, err_msg=name)
     blended = (1 - values["update"]) * state["h_prev"] + values["update"] * values["candidate"]
@@ -42,23 +107,21 @@ def expect_python_numbers(explorer: Locator) -> dict[str, float]:
 
 
 @pytest.fixture
-def explorer(page: Page) -> Locator:
-    page.goto(CHAPTER)
-    explorer = page.locator("unrolled-gates").first
-    explorer.scroll_into_view_if_needed()
-    return explorer
+def explorer(opened) -> Locator:
+    return opened("gates")
 
 
-def test_it_starts_with_the_numbers_that_the_chapter_prints(explorer, page):
+def test_it_starts_with_the_numbers_that_the_chapter_prints(explorer):
     state = expect_python_numbers(explorer)
     assert (state["x_t"], state["h_prev"]) == (0.5, -0.8)
     numbers = explorer.locator("dd").all_inner_texts()
     assert numbers == ["0.5000", "0.3799", "0.6225", "−0.0655"]
     for number in numbers:
-        assert number.replace("−", "-") in page.locator("main").inner_text()
+        assert number.replace("−", "-") in explorer.page.locator("main").text_content()
 
 
-def test_the_keyboard_reaches_and_moves_every_slider(explorer, page):
+def test_the_keyboard_reaches_and_moves_every_slider(explorer):
+    page = explorer.page
     first = explorer.get_by_label("Input xt")
     first.focus()
     page.keyboard.press("ArrowRight")
@@ -79,9 +142,11 @@ def test_the_keyboard_reaches_and_moves_every_slider(explorer, page):
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     assert expect_python_numbers(explorer)["Wz"] == 1.5
+    explorer.get_by_text("All weights").click()
 
 
-def test_the_mouse_drags_a_slider(explorer, page):
+def test_the_mouse_drags_a_slider(explorer):
+    page = explorer.page
     box = explorer.locator("#bz").bounding_box()
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] / 2, y)
@@ -93,14 +158,18 @@ def test_the_mouse_drags_a_slider(explorer, page):
 
 
 def test_all_eleven_sliders_at_odd_values(explorer):
-    explorer.get_by_text("All weights").click()
     for shift in (0.0, 2.5):
         for position, name in enumerate(["x_t", "h_prev", *PARAMETER_SHAPES]):
             slider = explorer.locator(f"#{name}")
             low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
             value = low + (high - low) * ((0.13 + 0.37 * position + shift) % 1)
             step = float(slider.get_attribute("step"))
-            slider.fill(f"{low + step * round((value - low) / step):.2f}")
+            value = f"{low + step * round((value - low) / step):.2f}"
+            slider.evaluate(
+                "(slider, value) => { slider.value = value;"
+                " slider.dispatchEvent(new Event('input', { bubbles: true })) }",
+                value,
+            )  # also where "All weights" is closed
             expect_python_numbers(explorer)
 
 
@@ -125,16 +194,6 @@ def test_the_sentence_for_screen_readers_follows(explorer):
     expect(sentence).to_contain_text("0 % of the way from the old state −0.80")
 
 
-def test_controls_have_names_and_are_large_enough_to_hit(explorer):
-    explorer.get_by_text("All weights").click()
-    sliders = explorer.get_by_role("slider").all()
-    assert len(sliders) == 11
-    for slider in sliders:
-        assert slider.evaluate("slider => slider.labels[0].innerText.trim()")
-        assert slider.bounding_box()["height"] >= 24
-    assert explorer.get_by_role("button", name="Reset").bounding_box()["height"] >= 24
-
-
 LUMINANCE = """(element) => {
   const context = document.createElement("canvas")
     .getContext("2d", { willReadFrequently: true });
@@ -146,7 +205,7 @@ LUMINANCE = """(element) => {
     return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
   };
   const style = getComputedStyle(element);
-  const colors = ["input", "hidden", "reset", "update", "candidate"];
+  const colors = ["input", "hidden", "reset", "update", "candidate", "memory", "gradient"];
   const contrast = (color) => {
     const [low, high] = [luminance(color), luminance(style.backgroundColor)].sort((a, b) => a - b);
     return (high + 0.05) / (low + 0.05);
@@ -156,36 +215,36 @@ LUMINANCE = """(element) => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_are_readable_without_motion(explorer, page, scheme):
-    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    page.reload()
-    expect(explorer.locator("svg")).to_be_visible()
-    assert explorer.evaluate("element => element.hasAttribute('dark')") == (scheme == "dark")
-    contrast = explorer.evaluate(LUMINANCE)
-    assert contrast["text"] >= 4.5
-    assert min(contrast["drawn"]) >= 3  # bars, dots and lines; words have the text's colour
-    explorer.locator("#x_t").fill("1.5")
-    expect_python_numbers(explorer)
-    assert page.evaluate("document.getAnimations().length") == 0
-
-
-def test_on_a_phone_it_fits_and_a_tap_moves_it(browser, book_server):
-    context = browser.new_context(
-        base_url=book_server, viewport={"width": 390, "height": 844}, has_touch=True
-    )
-    page = context.new_page()
-    page.goto(CHAPTER)
-    explorer = page.locator("unrolled-gates").first
-    explorer.scroll_into_view_if_needed()
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_each_fits_a_phone_in_light_and_dark_without_motion(opened, name):
+    explorer = opened(name)
+    page = explorer.page
+    page.set_viewport_size(PHONE)
+    for details in explorer.locator("details").all():
+        details.evaluate("details => details.open = true")
     box = explorer.bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
     assert explorer.evaluate("element => element.scrollWidth <= element.clientWidth")
-    slider = explorer.locator("#x_t")
-    width = slider.bounding_box()["width"]
-    slider.tap(position={"x": 0.9 * width, "y": 14})
-    assert expect_python_numbers(explorer)["x_t"] > 1.2
-    context.close()
+    for role in ("slider", "checkbox", "combobox", "button"):
+        for control in explorer.get_by_role(role).all():
+            assert control.evaluate("c => (c.labels?.[0] ?? c).innerText.trim()")
+            target = control.locator("xpath=..") if role == "checkbox" else control  # its label
+            assert target.bounding_box()["height"] >= 24
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        dark = "[dark]" if scheme == "dark" else ":not([dark])"
+        page.locator(f"unrolled-{name}{dark}").first.wait_for()
+        contrast = explorer.evaluate(LUMINANCE)
+        assert contrast["text"] >= 4.5
+        assert min(contrast["drawn"]) >= 3  # bars, dots and lines; words have the text's colour
+    slider = explorer.get_by_role("slider").first
+    before = shown_by(explorer)[1]
+    slider.tap(position={"x": 0.9 * slider.bounding_box()["width"], "y": 14})
+    assert shown_by(explorer)[1] != before
+    assert explorer.evaluate("element => element.shadowRoot.getAnimations().length") == 0
+    for details in explorer.locator("details").all():
+        details.evaluate("details => details.open = false")
+    page.set_viewport_size(DESKTOP)
 
 
 @pytest.fixture
@@ -206,10 +265,9 @@ def pulse_by_python(state: dict[str, float]) -> np.ndarray:
 
 
 def expect_pulse(pulse: Locator) -> dict[str, float]:
-    shown = pulse.evaluate("element => ({ state: element.state, values: element.values })")
-    expected = pulse_by_python(shown["state"])
-    np.testing.assert_allclose(shown["values"]["outputs_h"], expected, rtol=0, atol=1e-6)
-    return shown["state"]
+    state, values = shown_by(pulse)
+    np.testing.assert_allclose(values["outputs_h"], pulse_by_python(state), rtol=0, atol=1e-6)
+    return state
 
 
 def test_the_home_page_is_alive_on_its_first_screen(pulse, page):
@@ -236,11 +294,8 @@ def test_the_home_pages_figure_obeys_the_keyboard_and_resets(pulse, page):
 
 
 @pytest.fixture
-def directions(page: Page) -> Locator:
-    page.goto("/book/10_bidirectional.html")
-    directions = page.locator("unrolled-directions")
-    directions.scroll_into_view_if_needed()
-    return directions
+def directions(opened) -> Locator:
+    return opened("directions")
 
 
 def both_directions() -> Bidirectional:
@@ -255,13 +310,15 @@ def both_directions() -> Bidirectional:
     return Bidirectional(*layers)
 
 
+@jax.jit
+def read_both_ways(inputs, lengths):
+    return both_directions()(inputs, seq_lengths=lengths, return_carry=True)
+
+
 def expect_directions(directions: Locator) -> dict[str, float]:
-    shown = directions.evaluate("element => ({ state: element.state, values: element.values })")
-    state, values = shown["state"], shown["values"]
+    state, values = shown_by(directions)
     inputs = jnp.array([[[state[f"x_{t}"]] for t in range(1, 9)]], jnp.float32)
-    (forward, backward), outputs = both_directions()(
-        inputs, seq_lengths=[int(state["length"])], return_carry=True
-    )
+    (forward, backward), outputs = read_both_ways(inputs, jnp.array([int(state["length"])]))
     expected = {
         "forward": outputs[0, :, 0],
         "backward": outputs[0, :, 1],
@@ -273,10 +330,10 @@ def expect_directions(directions: Locator) -> dict[str, float]:
     return state
 
 
-def test_directions_start_with_the_numbers_that_the_chapter_prints(directions, page):
+def test_directions_start_with_the_numbers_that_the_chapter_prints(directions):
     state = expect_directions(directions)
     assert (state["step"], state["length"], state["value"]) == (3, 6, 0.2)
-    printed = page.locator("main").inner_text()
+    printed = directions.page.locator("main").text_content()
     for number in directions.locator("dd").all_inner_texts():
         assert number.replace("−", "-") in printed
     expect(directions.locator("[aria-live=polite]")).to_contain_text(
@@ -284,7 +341,8 @@ def test_directions_start_with_the_numbers_that_the_chapter_prints(directions, p
     )
 
 
-def test_the_keyboard_changes_a_step_its_input_and_the_length(directions, page):
+def test_the_keyboard_changes_a_step_its_input_and_the_length(directions):
+    page = directions.page
     directions.locator("#step").focus()
     page.keyboard.press("End")
     state = expect_directions(directions)
@@ -307,10 +365,12 @@ def test_the_keyboard_changes_a_step_its_input_and_the_length(directions, page):
 
 def test_a_click_into_the_picture_chooses_a_step(directions):
     for step in (1, 5, 8):
-        directions.locator(f"[data-step='{step}']").click()
+        draw(directions, (50 + 34 * step, 90))
         state = expect_directions(directions)
         assert state["step"] == step and state["value"] == state[f"x_{step}"]
         assert directions.locator("#step").input_value() == str(step)
+    touch(directions, 50 + 34 * 6, 200)
+    assert expect_directions(directions)["step"] == 6
 
 
 def test_the_length_changes_what_the_backward_state_has_seen(directions):
@@ -325,17 +385,91 @@ def test_the_length_changes_what_the_backward_state_has_seen(directions):
     assert seen[6:] == [[0, 0]] * 3
 
 
-def test_directions_fit_a_phone_and_obey_a_tap(browser, book_server):
-    context = browser.new_context(
-        base_url=book_server, viewport={"width": 390, "height": 844}, has_touch=True
+@pytest.fixture
+def scan(opened) -> Locator:
+    return opened("scan")
+
+
+@partial(jax.jit, static_argnames="reverse")
+def account_by_python(opening, deposits, rate, reverse):
+    """The balance and the interest of each year."""
+
+    def year(balance, deposit):
+        interest = rate * balance
+        new = balance + interest + deposit
+        return new, (new, interest)
+
+    return jax.lax.scan(year, opening, deposits, reverse=reverse)[1]
+
+
+def expect_scan(scan: Locator) -> dict[str, float]:
+    """Compare the steps taken with those of `jax.lax.scan`."""
+    state, values = shown_by(scan)
+    taken, reverse = int(state["taken"]), bool(state["reverse"])
+    deposits = jnp.array([state[f"x_{t}"] for t in range(1, 5)])
+    balances, interests = account_by_python(state["opening"], deposits, state["rate"], reverse)
+    in_order = balances[::-1] if reverse else balances
+    carries = [state["opening"], *in_order[:taken]]
+    np.testing.assert_allclose(values["carries"], carries, rtol=1e-6, atol=1e-5)
+    read = slice(4 - taken, 4) if reverse else slice(0, taken)
+    np.testing.assert_allclose(values["ys"][read], interests[read], rtol=1e-6, atol=1e-5)
+    return state
+
+
+def test_a_scan_is_stepped_by_buttons_and_ends_where_the_chapter_does(scan):
+    assert expect_scan(scan)["taken"] == 2
+    assert scan.locator("dd").all_inner_texts() == ["120.00", "20.00", "152.00", "12.00"]
+    forward, back = (scan.get_by_role("button", name=f"Step {way}") for way in ("forward", "back"))
+    sentence = scan.locator("[aria-live=polite]")
+    forward.click()
+    assert expect_scan(scan)["taken"] == 3
+    for _ in range(2):  # there is no fifth step
+        scan.page.keyboard.press("Enter")
+        assert expect_scan(scan)["taken"] == 4
+    expect(sentence).to_contain_text(
+        "it returns the carry 256.92 and the outputs 10.00, 12.00, 15.20, 19.72."
     )
-    page = context.new_page()
-    page.goto("/book/10_bidirectional.html")
-    directions = page.locator("unrolled-directions")
-    directions.scroll_into_view_if_needed()
-    assert directions.evaluate("element => element.scrollWidth <= element.clientWidth")
-    directions.locator("[data-step='6']").tap()
-    assert expect_directions(directions)["step"] == 6
-    for slider in directions.get_by_role("slider").all():
-        assert slider.bounding_box()["height"] >= 24
-    context.close()
+    assert "256.92" in scan.page.locator("main").text_content()
+    back.tap()
+    back.focus()
+    for taken in (3, 2, 1, 0, 0):
+        assert expect_scan(scan)["taken"] == taken
+        scan.page.keyboard.press("Space")
+    expect(sentence).to_contain_text("No step is taken yet.")
+
+
+def test_a_scan_by_the_keyboard_alone_forwards_and_in_reverse(scan):
+    keyboard = scan.page.keyboard
+    scan.get_by_label("reverse=True").focus()
+    keyboard.press("Space")
+    keyboard.press("Tab")
+    keyboard.press("Home")
+    keyboard.press("ArrowRight")
+    state = expect_scan(scan)
+    assert (state["reverse"], state["taken"]) == (1, 1)
+    assert scan.evaluate("element => element.values.at") == 4  # the last input is read first
+    keyboard.press("End")
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # opens the deposits
+    keyboard.press("Tab")
+    keyboard.press("End")
+    state = expect_scan(scan)
+    assert (state["taken"], state["x_1"]) == (4, 50)
+    keyboard.press("Shift+Tab")
+    keyboard.press("Enter")
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # "Step back"
+    assert expect_scan(scan)["taken"] == 3
+
+
+def test_a_deposit_reaches_no_output_before_the_year_after_it(scan):
+    scan.locator("#taken").fill("4")
+    before = shown_by(scan)[1]["ys"]
+    scan.get_by_text("Deposits, opening").click()
+    scan.locator("#x_2").fill("50")
+    expect_scan(scan)
+    after = shown_by(scan)[1]["ys"]
+    assert after[:2] == before[:2] and after[2] > before[2] and after[3] > before[3]
+    scan.locator("#rate").fill("-0.35")
+    expect_scan(scan)
+    scan.get_by_text("Deposits, opening").click()

@@ -6,7 +6,16 @@ they share is in `_base.py` and `base.js`.
 
 from unrolled.lab.explorers._base import Explorer
 from unrolled.lab.explorers.directions import DirectionsExplorer
+from unrolled.lab.explorers.draw import DrawExplorer
 from unrolled.lab.explorers.gates import GatesExplorer
 from unrolled.lab.explorers.pulse import PulseExplorer
+from unrolled.lab.explorers.scan import ScanExplorer
 
-__all__ = ["DirectionsExplorer", "Explorer", "GatesExplorer", "PulseExplorer"]
+__all__ = [
+    "DirectionsExplorer",
+    "DrawExplorer",
+    "Explorer",
+    "GatesExplorer",
+    "PulseExplorer",
+    "ScanExplorer",
+]

@@ -1,7 +1,6 @@
 // Two GRU units with the same weights read `length` inputs, one from each end: what Bidirectional
 // computes with seq_lengths. The steps after `length` are padding and nobody reads them.
-const STEPS = [1, 2, 3, 4, 5, 6, 7, 8];
-const sigmoid = (a) => 1 / (1 + Math.exp(-a));
+const STEPS = oneTo(8);
 const cell = (h, x) => {
   const reset = sigmoid(0.5 * x + 1), keep = sigmoid(1.5 - x);
   return (1 - keep) * Math.tanh(2.5 * x + reset * 0.5 * h) + keep * h;
@@ -17,20 +16,8 @@ class Directions extends Explorer {
     { name: "length", label: "Length; the rest is padding", min: 0, max: 8, step: 1, color: "reset" },
   ];
 
-  connectedCallback() {
-    super.connectedCallback();
-    this.find("svg").onclick = ({ target }) => {
-      if (target.dataset.step) this.set({ step: +target.dataset.step });
-    };
-  }
-
-  // The slider `value` shows, and changes, the input of the chosen step.
-  set(changes) {
-    const state = { ...this.state, ...changes };
-    if (!("step" in changes) && "value" in changes) state[`x_${state.step}`] = changes.value;
-    this.state = state;
-    const { step, length } = state;
-    super.set({ step, length, value: state[`x_${step}`] });
+  point(x) {
+    this.set({ step: clamp(Math.round((x - 50) / 34), 1, 8) });
   }
 
   compute(state) {
@@ -66,22 +53,20 @@ class Directions extends Explorer {
   picture({ forward, backward }, state) {
     const { step, length } = state;
     const X = (t) => 34 * t + 50;
-    const text = (x, y, words, anchor = "middle", opacity = 1) =>
-      `<text x="${x}" y="${y}" text-anchor="${anchor}" opacity="${opacity}">${words}</text>`;
     const band = (from, to, y, color) => step > length ? "" :
-      `<rect x="${X(from) - 15}" y="${y}" width="${34 * (to - from) + 30}" height="6" rx="3" style="fill:var(--${color})"/>`;
+      rect(X(from) - 15, y, 34 * (to - from) + 30, 6, color, 'rx="3"');
     const bars = (y, height, values, color, name) => text(0, y + 4, name, "start") +
-      `<line x1="67" y1="${y}" x2="339" y2="${y}" stroke="currentColor" opacity=".4"/>` +
+      line(67, y, 339, y, "opacity:.4") +
       values.slice(0, length).map((v, i) => {
         const h = Math.abs(v) * height;
-        return `<rect x="${X(i + 1) - 9}" y="${v > 0 ? y - h : y}" width="18" height="${h}" style="fill:var(--${color})"/>`;
+        return rect(X(i + 1) - 9, v > 0 ? y - h : y, 18, h, color);
       }).join("");
     const inputs = STEPS.map((t) => state[`x_${t}`]);
     return `<rect x="${X(step) - 17}" y="1" width="34" height="250" rx="6" fill="none" stroke="currentColor" stroke-width="2"/>` +
       bars(42, 32, forward, "hidden", "forward") + text(0, 62, "→", "start") + band(1, step, 83, "hidden") +
       bars(122, 28, inputs, "input", "input") + band(step, length, 155, "update") +
       bars(201, 32, backward, "update", "backward") + text(0, 221, "←", "start") +
-      STEPS.map((t) => (t > length ? text(X(t), 113, "pad", "middle", 0.8) : "") + text(X(t), 246, t) +
-        `<rect data-step="${t}" x="${X(t) - 17}" y="0" width="34" height="252" style="fill:transparent;cursor:pointer"/>`).join("");
+      STEPS.map((t) => (t > length ? text(X(t), 113, "pad", "middle", "opacity:.8") : "") +
+        text(X(t), 246, t)).join("") + pad(67, 0, 273, 252, "pan-y");
   }
 }

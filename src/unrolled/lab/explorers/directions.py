@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unrolled.lab.explorers._base import Explorer
+from unrolled.lab.explorers._base import Explorer, check_whole, check_within
 
 STEPS = 8
 
@@ -42,11 +42,7 @@ class DirectionsExplorer(Explorer):
             raise ValueError(f"inputs holds {len(inputs)} numbers; expected {STEPS}.")
         start = {f"x_{t}": float(value) for t, value in enumerate(inputs, start=1)}
         for name, value in start.items():
-            if not abs(value) <= 1:
-                raise ValueError(f"{name} is {value:g}; its slider goes from -1 to 1.")
-        for name, value, smallest in (("length", length, 0), ("step", step, 1)):
-            if value not in range(smallest, STEPS + 1):
-                raise ValueError(
-                    f"{name} is {value}; its slider goes from {smallest} to {STEPS} in whole steps."
-                )
+            check_within(name, value, -1, 1)
+        check_whole("length", length, 0, STEPS)
+        check_whole("step", step, 1, STEPS)
         super().__init__(start | {"length": int(length), "step": int(step)})

@@ -1,6 +1,4 @@
 // One step of a GRU with one unit and one input: the equations of unrolled.gru.gru_step.
-const sigmoid = (a) => 1 / (1 + Math.exp(-a));
-
 const gruStep = (p, h, x) => {
   const update = sigmoid(p.Wz * x + p.Uz * h + p.bz);
   const reset = sigmoid(p.Wr * x + p.Ur * h + p.br);
@@ -52,17 +50,13 @@ class Gates extends Explorer {
   }
 
   picture({ update, reset, candidate, h_t, outputs_h }, { h_prev }) {
-    const line = (x1, y1, x2, y2, style = "") =>
-      `<line x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}" stroke="currentColor" style="${style}"/>`;
-    const text = (x, y, words, anchor = "middle") =>
-      `<text x="${x}" y="${y}" text-anchor="${anchor}">${words}</text>`;
     const dot = (x, y, r, fill = "var(--hidden)") =>
       `<circle cx="${x}" cy="${y}" r="${r}" style="fill:${fill};stroke:var(--hidden);stroke-width:2"/>`;
     const bar = (y, words, value, color) => text(0, y + 12, words, "start") +
       `<rect x="110" y="${y}" width="230" height="15" rx="3" opacity=".2"/>` +
-      `<rect x="110" y="${y}" width="${230 * value}" height="15" rx="3" style="fill:var(--${color})"/>`;
+      rect(110, y, 230 * value, 15, color, 'rx="3"');
     const X = (value) => 170 + 150 * value;
-    const label = (value) => Math.min(305, Math.max(35, X(value)));
+    const label = (value) => clamp(X(value), 35, 305);
     const time = (t) => 30 + 15 * t;
     const level = (value) => 240 - 34 * value;
     const path = [h_prev, ...outputs_h];
@@ -80,7 +74,7 @@ class Gates extends Explorer {
       text(0, 176, "State over 20 steps: input at step 1, then zeros", "start") +
       scale.map((v) => line(time(0), level(v), time(20), level(v), "opacity:.3") +
         text(22, level(v) + 4, show(v, 0), "end")).join("") +
-      `<polyline fill="none" points="${path.map((h, t) => time(t) + "," + level(h)).join(" ")}" style="stroke:var(--hidden);stroke-width:2"/>` +
+      polyline(path.map((h, t) => [time(t), level(h)]), "stroke:var(--hidden)") +
       path.map((h, t) => dot(time(t), level(h), 2)).join("") +
       [0, 5, 10, 15, 20].map((t) => text(time(t), 295, t)).join("");
   }

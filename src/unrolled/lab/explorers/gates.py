@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from unrolled.gru import PARAMETER_SHAPES
-from unrolled.lab.explorers._base import Explorer
+from unrolled.lab.explorers._base import Explorer, check_within
 
 LIMITS = {"x_t": 2.0, "h_prev": 1.0}  # how far the sliders go; those of parameters go to 10
 
@@ -58,10 +58,7 @@ class GatesExplorer(Explorer):
             start[name] = float(value.item())
         for name in start:
             limit = LIMITS.get(name, 10.0)
-            if not abs(start[name]) <= limit:
-                raise ValueError(
-                    f"{name} is {start[name]:g}; its slider goes from {-limit:g} to {limit:g}."
-                )
+            check_within(name, start[name], -limit, limit)
         super().__init__(start)
 
 

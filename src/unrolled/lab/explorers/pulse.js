@@ -1,7 +1,6 @@
 // The home page's figure: one GRU unit over eight steps, with weights that make its story plain.
 // Its equations are those of unrolled.gru.gru_step with Wz = 4, Wh = 3 and all other weights 0.
-const STEPS = [1, 2, 3, 4, 5, 6, 7, 8];
-const sigmoid = (a) => 1 / (1 + Math.exp(-a));
+const STEPS = oneTo(8);
 
 class Pulse extends Explorer {
   static title = "A GRU unit reads eight inputs";
@@ -40,13 +39,12 @@ class Pulse extends Explorer {
     return STEPS.map((t, i) => {
       const x = X(i), h = outputs_h[i], old = i ? outputs_h[i - 1] : 0, on = state[`x_${t}`];
       const wide = (value) => 1 + 6 * value;
-      return `<line x1="${x - 27}" y1="118" x2="${x - 14}" y2="118" style="stroke:var(--hidden);stroke-width:${wide(old)}"/>` +
-        `<line x1="${x}" y1="${150}" x2="${x}" y2="132" style="stroke:var(--input);stroke-width:${wide(on)}"/>` +
+      return line(x - 27, 118, x - 14, 118, `stroke:var(--hidden);stroke-width:${wide(old)}`) +
+        line(x, 150, x, 132, `stroke:var(--input);stroke-width:${wide(on)}`) +
         `<circle cx="${x}" cy="160" r="10" style="stroke:var(--input);stroke-width:2;fill:${on ? "var(--input)" : "none"}"/>` +
         `<rect x="${x - 13}" y="105" width="26" height="26" rx="5" fill="none" stroke="currentColor"/>` +
-        `<rect x="${x - 9}" y="${98 - 76 * h}" width="18" height="${76 * h}" rx="2" style="fill:var(--hidden)"/>` +
-        `<text x="${x}" y="${92 - 76 * h}" text-anchor="middle">${show(h)}</text>` +
-        `<text x="${x}" y="187" text-anchor="middle">${t}</text>`;
+        rect(x - 9, 98 - 76 * h, 18, 76 * h, "hidden", 'rx="2"') + text(x, 92 - 76 * h, show(h)) +
+        text(x, 187, t);
     }).join("");
   }
 }

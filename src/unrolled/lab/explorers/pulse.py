@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unrolled.lab.explorers._base import Explorer
+from unrolled.lab.explorers._base import Explorer, check_within
 
 STEPS = range(1, 9)
 
@@ -26,6 +26,5 @@ class PulseExplorer(Explorer):
     name = "pulse"
 
     def __init__(self, bz: float = -3.0):
-        if not -8 <= bz <= 2:
-            raise ValueError(f"bz is {bz:g}; its slider goes from -8 to 2.")
+        check_within("bz", bz, -8, 2)
         super().__init__({f"x_{t}": float(t == 2) for t in STEPS} | {"bz": bz})
