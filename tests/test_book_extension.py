@@ -6,21 +6,31 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "book/_extensions/unrolled_book.py"
+EXTENSIONS = Path(__file__).resolve().parents[1] / "book/_extensions"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXTENSIONS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
-def find_repository():
-    spec = importlib.util.spec_from_file_location("unrolled_book", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.find_repository
+def book():
+    return load("unrolled_book")
+
+
+@pytest.fixture
+def find_repository(book):
+    return book.find_repository
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a declared repository, outside of git and with no variable set."""
     monkeypatch.delenv("BOOK_REPO_URL", raising=False)
+    monkeypatch.delenv("BOOK_SITE_URL", raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     declare(tmp_path, "https://github.com/declared/book")
     return tmp_path
@@ -70,3 +80,48 @@ def test_remote_elsewhere_is_passed_over(folder, find_repository, remote):
 def test_no_repository_at_all(folder, find_repository):
     declare(folder, "")
     assert find_repository(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("remote", "site"),
+    [
+        ("https://github.com/Alice/gru-book", "https://alice.github.io/gru-book/"),
+        ("https://github.com/alice/alice.github.io", "https://alice.github.io/"),
+    ],
+)
+def test_the_site_is_the_repositorys_own(folder, book, monkeypatch, remote, site):
+    add_remote(folder, remote)
+    assert book.find_site(folder) == site
+    monkeypatch.setenv("BOOK_SITE_URL", "https://books.example.org/gru")
+    assert book.find_site(folder) == "https://books.example.org/gru/"
+
+
+def test_no_site_without_a_repository(folder, book):
+    declare(folder, "")
+    assert book.find_site(folder) is None
+
+
+def test_equations_become_html_and_mathml_and_a_mistake_in_one_is_told():
+    typeset = load("unrolled_math").typeset
+    equation = typeset(r"h_t = \tanh(W x_t)")
+    assert 'class="katex"' in equation and "<msub><mi>h</mi><mi>t</mi></msub>" in equation
+    assert "katex-display" in typeset("z", display=True)
+    with pytest.raises(ValueError, match="Undefined control sequence"):
+        typeset(r"\tahn(x)")
+
+
+def test_only_the_rules_that_can_match_are_published():
+    pages = load("unrolled_pages")
+    rules = """
+        p, .gone > a { color: red }
+        .here:not(.gone):is(.gone, b) { color: green }
+        .here.gone, #gone { color: blue }
+        @media print { .gone { color: red } }
+        @media (width < 9em) { .here { color: red } .gone { color: red } }
+        @font-face { font-family: X }
+    """
+    kept = pages.only_used(pages.tinycss2.parse_stylesheet(rules, True, True), {"here"})
+    assert kept == (
+        "p{color: red}.here:not(.gone):is(.gone, b){color: green}"
+        "@media (width < 9em) {.here{color: red}}@font-face { font-family: X }"
+    )

@@ -55,8 +55,23 @@ def find_repository(root: Path) -> str | None:
     return None
 
 
+def find_site(root: Path) -> str | None:
+    """Return the address at which this book is published, ending in a slash, or None.
+
+    It is the environment variable BOOK_SITE_URL or else the GitHub Pages of the repository.
+    """
+    site = os.environ.get("BOOK_SITE_URL", "").strip()
+    repository = find_repository(root)
+    if not site and repository is not None:
+        owner, name = repository.split("/")[-2:]
+        host = f"{owner.lower()}.github.io"
+        site = f"https://{host}" if name.lower() == host else f"https://{host}/{name}"
+    return f"{site.rstrip('/')}/" if site else None
+
+
 def configure(app: Sphinx, config: Config) -> None:
-    """Add the static files and, when the repository is known, the buttons that lead to it."""
+    """Add the static files and, when the repository is known, what leads to it."""
+    config.html_baseurl = find_site(Path(app.srcdir)) or ""
     config.html_static_path = [*config.html_static_path, STATIC]
     config.html_css_files = [*config.html_css_files, "book.css"]
     config.html_js_files = [*config.html_js_files, "book.js"]
@@ -80,10 +95,19 @@ def remove_old_pages(
     return []
 
 
-def rewrite_when_the_contents_change(app: Sphinx, env: BuildEnvironment) -> Iterable[str]:
-    """Write every page again when a title or the table of contents changed: all show them."""
+def rewrite_when_all_pages_change(app: Sphinx, env: BuildEnvironment) -> Iterable[str]:
+    """Write every page again when what all of them show changed.
+
+    That is a title, the table of contents, a template, a style sheet, a script, or an extension.
+    """
     titles = sorted((page, title.astext()) for page, title in env.titles.items())
-    contents = hashlib.sha256(repr((titles, env.toctree_includes)).encode()).hexdigest()
+    book = Path(app.srcdir) / "book"
+    sources = [
+        p for kind in ("_extensions/*.py", "_templates/*", "static/*.*") for p in book.glob(kind)
+    ]
+    code = [path.read_bytes() for path in sorted(sources)]
+    shown = repr((titles, env.toctree_includes, find_site(Path(app.srcdir)), code))
+    contents = hashlib.sha256(shown.encode()).hexdigest()
     if getattr(env, "unrolled_contents", contents) == contents:
         env.unrolled_contents = contents
         return []
@@ -175,7 +199,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     call = type(nnx.Module).__call__
     autodoc._METACLASS_CALL_BLACKLIST.append(f"{call.__module__}.{call.__qualname__}")
     app.connect("env-get-outdated", remove_old_pages)
-    app.connect("env-updated", rewrite_when_the_contents_change)
+    app.connect("env-updated", rewrite_when_all_pages_change)
     app.connect("autodoc-process-docstring", read_as_plain_text, priority=400)  # before napoleon
     app.connect("build-finished", write_root_page, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

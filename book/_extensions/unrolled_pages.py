@@ -1,0 +1,181 @@
+"""Light pages: one style sheet with the rules that are used, small icon fonts, sized pictures.
+
+The theme brings 0.45 MB of style sheets and 0.3 MB of icon fonts, of which the book uses a tenth.
+When all pages are written, `finish` puts what is used into `_static/unrolled.css` and deletes the
+rest. Every page also gets a description and, when the book's address is known, a preview for links
+to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+import shutil
+from functools import cache
+from itertools import count, pairwise
+from pathlib import Path
+
+import tinycss2
+from docutils import nodes
+from fontTools import subset
+from PIL import Image
+from sphinx.application import Sphinx
+
+STYLE = "unrolled.css"
+THEME_STYLES = ["basic.css", "styles/pydata-sphinx-theme.css"]  # named in the theme's templates
+NOT_NEEDED = [
+    "**/*.map",
+    "*webpack-macros.html",
+    "locales",
+    "scripts/fontawesome.js*",
+    "styles",
+    "vendor/fontawesome",
+]
+DESCRIPTION_LENGTH = 160
+# What both colour schemes of the code show like plain text: more than half of all its elements.
+PLAIN = re.compile(r'<span class="(?:n|nn|nx|p|w)">([^<]*)</span>')
+CODE = re.compile(r'<div class="highlight"><pre>(?:<span></span>)?(.*?)</pre>', re.DOTALL)
+IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
+
+
+def page_context(
+    app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
+) -> None:
+    """Give `layout.html` what it asks for, and the pictures their sizes."""
+    styles = [str(style.filename).removeprefix("_static/") for style in context["css_files"]]
+    app.builder.unrolled_styles = THEME_STYLES + styles
+    context["style"] = STYLE
+    context["description"] = describe(doctree)
+    context["metatags"] = ""  # the template has the only one it would hold
+    if "body" in context:
+        numbers = count()
+        body = CODE.sub(lighter, context["body"])
+        context["body"] = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
+
+
+def lighter(block: re.Match[str]) -> str:
+    """Let the browser lay out a block of code when it comes near: here is how high it will be."""
+    code = PLAIN.sub(r"\1", block[1])
+    return f'<div class="highlight"><pre style="--lines: {code.count(chr(10))}">{code}</pre>'
+
+
+def describe(doctree: nodes.document | None) -> str:
+    """Return the first paragraph of a page, cut at a word."""
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 40 and not any(paragraph.findall(nodes.math)):
+            if len(text) <= DESCRIPTION_LENGTH:
+                return text
+            return text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0].rstrip(",;:–") + " …"
+    return ""
+
+
+def sized(app: Sphinx, img: re.Match[str], number: int) -> str:
+    """Say how large a picture is before it arrives; all but the first load when they come near."""
+    source = Path(app.outdir) / img["file"]
+    for original, name in app.builder.images.items():
+        if name == source.name:
+            source = Path(app.srcdir) / original
+    width, height = picture_size(source)
+    lazy = ' loading="lazy"' if number else ""
+    return f'<img width="{width}" height="{height}" decoding="async"{lazy} {img[0][5:]}'
+
+
+@cache
+def picture_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def finish(app: Sphinx, exception: Exception | None) -> None:
+    """Write the style sheet and the icon fonts, and delete what no page asks for."""
+    styles = getattr(app.builder, "unrolled_styles", None)
+    if exception is not None or app.builder.name != "html" or styles is None:
+        return
+    static = Path(app.outdir) / "_static"
+    pages = "".join(path.read_text(encoding="utf-8") for path in Path(app.outdir).rglob("*.html"))
+    scripts = set(re.findall(r'<script[^>]* src="(?:\.\./)*(_static/[^"?]+)', pages))
+    code = [(Path(app.outdir) / name).read_text(encoding="utf-8") for name in sorted(scripts)]
+    used = set(re.findall(r"[\w-]+", " ".join([pages, *code])))
+    style = "\n".join(only_used(read_rules(static, name), used) for name in styles)
+    (static / STYLE).write_text(shrink_icons(static, style), encoding="utf-8")
+    for pattern in NOT_NEEDED:
+        for path in list(static.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_rules(static: Path, name: str) -> list:
+    """Return the rules of a style sheet as they have to read in `_static`, fonts as woff2 only."""
+    text = (static / name).read_text(encoding="utf-8")
+    text = re.sub(r",\s*url\([^)]*\)\s*format\([\"'](?:woff|truetype)[\"']\)", "", text)
+    relative = re.compile(r"url\(([\"']?)(?!data:|#)([^)\"']+)")
+
+    def from_static(url: re.Match[str]) -> str:
+        return f"url({url[1]}{posixpath.normpath(posixpath.join(posixpath.dirname(name), url[2]))}"
+
+    return tinycss2.parse_stylesheet(relative.sub(from_static, text), True, True)
+
+
+def only_used(rules: list, used: set[str]) -> str:
+    """Return the rules that can match something: whose classes and ids are named somewhere."""
+    kept = []
+    for rule in rules:
+        if rule.type == "qualified-rule":
+            selectors = [s for s in split_at_commas(rule.prelude) if names(s) <= used]
+            if selectors:
+                prelude = ",".join(tinycss2.serialize(selector).strip() for selector in selectors)
+                kept.append(f"{prelude}{{{tinycss2.serialize(rule.content).strip()}}}")
+        elif rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports"):
+            inner = only_used(tinycss2.parse_rule_list(rule.content, True, True), used)
+            if inner:
+                kept.append(f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}{{{inner}}}")
+        elif rule.type == "at-rule" and rule.lower_at_keyword not in ("charset", "import"):
+            kept.append(rule.serialize())
+        elif rule.type == "error":
+            raise ValueError(f"a style sheet cannot be read: {rule.message}")
+    return "".join(kept)
+
+
+def split_at_commas(tokens: list) -> list[list]:
+    selectors: list[list] = [[]]
+    for token in tokens:
+        if token == ",":
+            selectors.append([])
+        else:
+            selectors[-1].append(token)
+    return selectors
+
+
+def names(selector: list) -> set[str]:
+    """Return the classes and ids that an element must have to match, :not() and :is() aside."""
+    found = {token.value for token in selector if token.type == "hash"}
+    for dot, token in pairwise(selector):
+        if dot == "." and token.type == "ident":
+            found.add(token.value)
+    return found
+
+
+def shrink_icons(static: Path, style: str) -> str:
+    """Keep the icons that the style sheet names, as small fonts beside it."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    icons = {ord(icon) for icon in re.findall("[\ue000-\uf8ff]", style)}
+    icons |= {int(code, 16) for code in re.findall(r"\\([ef][0-9a-f]{3})\b", style)}
+    for font in re.findall(r"url\((vendor/fontawesome/[^)]+)\.woff2\)", style):
+        small = f"{Path(font).name}.woff"
+        glyphs = subset.load_font(str(static / f"{font}.ttf"), subset.Options())
+        subsetter = subset.Subsetter(
+            subset.Options(flavor="woff", layout_features=[], hinting=False)
+        )
+        subsetter.populate(unicodes=icons)
+        subsetter.subset(glyphs)
+        glyphs.flavor = "woff"
+        glyphs.save(static / small)
+        style = style.replace(f'url({font}.woff2) format("woff2")', f'url({small}) format("woff")')
+    return style
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("html-page-context", page_context, priority=900)  # when all style sheets are known
+    app.connect("build-finished", finish, priority=900)  # when all pages are written
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
