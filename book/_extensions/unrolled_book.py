@@ -174,20 +174,21 @@ class SelfChecks(SphinxTransform):
     """
 
     default_priority = 850
+    option = '<details class="choice'
+    group = '<div class="self-check" role="group" aria-label="Check yourself">'
 
     def apply(self, **kwargs: object) -> None:
-        def starts(place: int, markup: str) -> bool:
-            return place < len(section) and section[place].astext().startswith(markup)
-
-        group = '<div class="self-check" role="group" aria-label="Check yourself">'
         for lead in list(self.document.findall(nodes.strong)):
             if lead.astext() == "Check yourself.":
                 section, first = lead.parent.parent, lead.parent.parent.index(lead.parent)
-                last = first
-                while not starts(last, "</details>") or starts(last + 1, '<details class="choice'):
-                    last += 1
-                section.insert(last + 1, nodes.raw("", "</div>", format="html"))
-                section.insert(first, nodes.raw("", group, format="html"))
+                texts = [node.astext() for node in section[first:]]
+                ends = [
+                    place
+                    for place, (text, following) in enumerate(zip(texts, [*texts[1:], ""]), first)
+                    if text.startswith("</details>") and not following.startswith(self.option)
+                ]
+                section.insert(ends[0] + 1, nodes.raw("", "</div>", format="html"))
+                section.insert(first, nodes.raw("", self.group, format="html"))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
