@@ -62,6 +62,9 @@ const rect = (x, y, width, height, color, more = "") =>
   `<rect x="${x}" y="${y}" width="${width}" height="${height}" style="fill:var(--${color})" ${more}/>`;
 const polyline = (points, style) =>
   `<polyline fill="none" points="${points.join(" ")}" style="stroke-width:2;${style}"/>`;
+// A line of the legend.
+const key = (x, words, style) =>
+  line(x, 8, x + 22, 8, `stroke-width:2.5;${style}`) + text(x + 27, 12, words, "start");
 // Where the picture can be touched; `pan-y` lets a finger that moves up or down scroll the page.
 const pad = (x, y, width, height, touch = "none") =>
   `<rect class="pad" x="${x}" y="${y}" width="${width}" height="${height}" style="touch-action:${touch}"/>`;

@@ -7,7 +7,7 @@ const scaled = (numbers) => numbers.map((n) => Array.isArray(n) ? scaled(n) : n 
 
 // All states of one direction, the steps in the order of `inputs`. Kernels are (from, to), and
 // their columns stand in the order r, z, n.
-const readBy = ({ W, b, U, b_hn }, inputs) => {
+const statesOf = ({ W, b, U, b_hn }, inputs) => {
   const H = b_hn.length;
   let h = b_hn.map(() => 0);
   return inputs.map((x) => {
@@ -58,8 +58,8 @@ class Draw extends Explorer {
       Object.fromEntries(Object.entries(this.measured[part]).map(([name, numbers]) => [name, scaled(numbers)]))]));
     const { forward, backward, readout } = this.weights;
     const inputs = oneTo(T).map((t) => state[`x_${t}`]);
-    const there = readBy(forward, inputs);
-    const back = readBy(backward, [...inputs].reverse()).reverse();
+    const there = statesOf(forward, inputs);
+    const back = statesOf(backward, [...inputs].reverse()).reverse();
     const outputs = there.flatMap((h, i) => [...h, ...back[i]]);
     const scores = readout.b.map((b, k) => outputs.reduce((total, h, i) => total + h * readout.W[i][k], b));
     const powers = scores.map((s) => Math.exp(s - Math.max(...scores)));
