@@ -6,6 +6,7 @@ import gzip
 import html
 import json
 import re
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,19 @@ from unrolled.lab.explorers import _base
 from unrolled.lab.figures import COLORS
 
 
-def drawn(cell=GRUCell, *, units=(6, 6), features=1, outputs=10, curves=(10, 40), **options):
-    """A `DrawExplorer` around an untrained network of these sizes."""
+@cache
+def network(cell=GRUCell, *, units=(6, 6), features=1, outputs=10):
+    """An untrained bidirectional layer and its readout; made once, since it takes a while."""
     rngs = nnx.Rngs(0)
-    layer = Bidirectional(*(RNN(cell(features, size, rngs=rngs)) for size in units))
-    readout = nnx.Linear(40 * 12, outputs, rngs=rngs)
-    return explorers.DrawExplorer(
-        layer, readout, np.linspace(-1, 1, 400).reshape(curves), **options
-    )
+    simple = {"recurrent_kernel_init": nnx.initializers.lecun_normal(), "rngs": rngs}
+    layer = Bidirectional(*(RNN(cell(features, size, **simple)) for size in units))
+    return layer, nnx.Linear(40 * 12, outputs, rngs=rngs)
+
+
+def drawn(*, curves=(10, 40), example=3, step=20, **sizes):
+    """A `DrawExplorer` around an untrained network of these sizes."""
+    ramp = np.linspace(-1, 1, 400).reshape(curves)
+    return explorers.DrawExplorer(*network(**sizes), ramp, example=example, step=step)
 
 
 EXPLORERS = [getattr(explorers, name) for name in explorers.__all__ if name != "Explorer"]
@@ -82,47 +88,83 @@ def test_the_gates_explorer_starts_from_the_readers_own_unit():
     assert (start["Wz"], start["bh"], start["x_t"], start["h_prev"]) == (2.5, -1.0, 1.0, 0.25)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"params": initialize_gru_params(jax.random.key(0), 1, 2)}, r"Wz has shape \(2, 1\)"),
-        ({"params": one_unit(Wz=11)}, "Wz is 11; its slider goes from -10 to 10"),
-        ({"params": {"Wz": 1.0}}, "params lacks Uz, bz"),
-        ({"x_t": 3.0}, "x_t is 3; its slider goes from -2 to 2"),
-        ({"h_prev": -1.5}, "h_prev is -1.5; its slider goes from -1 to 1"),
-        ({"h_prev": float("nan")}, "h_prev is nan"),
-    ],
-)
-def test_what_the_sliders_cannot_show_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        explorers.GatesExplorer(**arguments)
+REFUSED = [
+    (explorers.GatesExplorer, {"params": initialize_gru_params(jax.random.key(0), 1, 2)}, "(2, 1)"),
+    (
+        explorers.GatesExplorer,
+        {"params": one_unit(Wz=11)},
+        "Wz is 11; its slider goes from -10 to 10",
+    ),
+    (explorers.GatesExplorer, {"params": {"Wz": 1.0}}, "params lacks Uz, bz"),
+    (explorers.GatesExplorer, {"x_t": 3.0}, "x_t is 3; its slider goes from -2 to 2"),
+    (explorers.GatesExplorer, {"h_prev": -1.5}, "h_prev is -1.5; its slider goes from -1 to 1"),
+    (explorers.GatesExplorer, {"h_prev": float("nan")}, "h_prev is nan"),
+    (explorers.PulseExplorer, {"bz": -8.5}, "its slider goes from -8 to 2"),
+    (explorers.PulseExplorer, {"bz": 3}, "its slider goes from -8 to 2"),
+    (explorers.PulseExplorer, {"bz": float("nan")}, "its slider goes from -8 to 2"),
+    (explorers.DirectionsExplorer, {"inputs": [0.0] * 7}, "inputs holds 7 numbers; expected 8"),
+    (
+        explorers.DirectionsExplorer,
+        {"inputs": [0.0] * 7 + [1.5]},
+        "x_8 is 1.5; its slider goes from -1",
+    ),
+    (explorers.DirectionsExplorer, {"inputs": [float("nan")] * 8}, "x_1 is nan"),
+    (explorers.DirectionsExplorer, {"length": 9}, "length is 9; its slider goes from 0 to 8"),
+    (explorers.DirectionsExplorer, {"step": 0}, "step is 0; its slider goes from 1 to 8"),
+    (explorers.DirectionsExplorer, {"step": 2.5}, "step is 2.5"),
+    (explorers.ScanExplorer, {"deposits": [1, 2, 3]}, "deposits holds 3 numbers; expected 4"),
+    (
+        explorers.ScanExplorer,
+        {"deposits": [1, 2, 3, 51]},
+        "x_4 is 51; its slider goes from -50 to 50",
+    ),
+    (explorers.ScanExplorer, {"opening": -1}, "opening is -1; its slider goes from 0 to 200"),
+    (explorers.ScanExplorer, {"rate": 0.6}, "rate is 0.6; its slider goes from -0.5 to 0.5"),
+    (
+        explorers.ScanExplorer,
+        {"taken": 5},
+        "taken is 5; its slider goes from 0 to 4 in whole steps",
+    ),
+    (explorers.CellsExplorer, {"inputs": [0.0] * 8}, "inputs holds 8 numbers; expected 12"),
+    (
+        explorers.CellsExplorer,
+        {"inputs": [0.0] * 11 + [-1]},
+        "x_12 is -1; its slider goes from 0 to 1",
+    ),
+    (explorers.CellsExplorer, {"bias": 9}, "bias is 9; its slider goes from -2 to 8"),
+    (explorers.CellsExplorer, {"weight": -1}, "weight is -1; its slider goes from 0 to 12"),
+    (explorers.CellsExplorer, {"step": 13}, "step is 13; its slider goes from 1 to 12"),
+    (
+        explorers.GradientExplorer,
+        {"U": np.ones((2, 3))},
+        "U has shape (2, 3); expected (hidden_dim,",
+    ),
+    (explorers.GradientExplorer, {"U": np.eye(9)}, "U has 9 units; this explorer shows up to 8"),
+    (
+        explorers.GradientExplorer,
+        {"U": np.full((2, 2), np.inf)},
+        "U has a number that is not finite",
+    ),
+    (explorers.GradientExplorer, {"U": np.array([[0, 1], [0, 0]])}, "U has the spectral radius 0"),
+    (explorers.GradientExplorer, {"U": 3 * np.eye(2)}, "radius is 3; its slider goes from 0 to 2"),
+    (
+        explorers.GradientExplorer,
+        {"strength": -0.1},
+        "strength is -0.1; its slider goes from 0 to 2",
+    ),
+    (explorers.GradientExplorer, {"steps": 101}, "steps is 101; its slider goes from 5 to 100"),
+]
 
 
-@pytest.mark.parametrize("bz", [-8.5, 3, float("nan")])
-def test_a_pulse_beyond_the_slider_is_refused(bz):
-    with pytest.raises(ValueError, match="its slider goes from -8 to 2"):
-        explorers.PulseExplorer(bz)
+@pytest.mark.parametrize(("explorer", "arguments", "message"), REFUSED)
+def test_what_the_sliders_cannot_show_is_refused(explorer, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        explorer(**arguments)
 
 
 def test_the_directions_explorer_starts_as_told():
     start = explorers.DirectionsExplorer([0.5] * 8, length=3, step=2).start
     assert start == {f"x_{t}": 0.5 for t in range(1, 9)} | {"length": 3, "step": 2}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"inputs": [0.0] * 7}, "inputs holds 7 numbers; expected 8"),
-        ({"inputs": [0.0] * 7 + [1.5]}, "x_8 is 1.5; its slider goes from -1 to 1"),
-        ({"inputs": [float("nan")] * 8}, "x_1 is nan"),
-        ({"length": 9}, "length is 9; its slider goes from 0 to 8"),
-        ({"step": 0}, "step is 0; its slider goes from 1 to 8"),
-        ({"step": 2.5}, "step is 2.5"),
-    ],
-)
-def test_directions_beyond_the_sliders_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        explorers.DirectionsExplorer(**arguments)
 
 
 def test_the_scan_explorer_starts_as_told():
@@ -131,27 +173,31 @@ def test_the_scan_explorer_starts_as_told():
     assert explorer.start == inputs | {"opening": 50, "rate": 0, "taken": 4, "reverse": 1}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"deposits": [1, 2, 3]}, "deposits holds 3 numbers; expected 4"),
-        ({"deposits": [1, 2, 3, 51]}, "x_4 is 51; its slider goes from -50 to 50"),
-        ({"opening": -1}, "opening is -1; its slider goes from 0 to 200"),
-        ({"rate": 0.6}, "rate is 0.6; its slider goes from -0.5 to 0.5"),
-        ({"taken": 5}, "taken is 5; its slider goes from 0 to 4 in whole steps"),
-    ],
-)
-def test_a_scan_beyond_the_sliders_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        explorers.ScanExplorer(**arguments)
+def test_the_cells_explorer_starts_as_told():
+    start = explorers.CellsExplorer([0.5] * 12, bias=1, weight=4, step=2).start
+    inputs = {f"x_{t}": 0.5 for t in range(1, 13)}
+    assert start == inputs | {"bias": 1, "weight": 4, "step": 2}
+
+
+def test_the_gradient_explorer_takes_a_matrix_of_ones_own():
+    turn = np.array([[0.0, -0.5], [0.5, 0.0]])
+    explorer = explorers.GradientExplorer(turn, strength=0.3, steps=20)
+    assert explorer.start == {"radius": 0.5, "strength": 0.3, "steps": 20}
+    assert explorer.given == {"U": [[0, -1], [1, 0]]}
+    unit = np.array(explorers.GradientExplorer().given["U"])
+    assert abs(np.abs(np.linalg.eigvals(unit)).max() - 1) < 1e-4
 
 
 def test_the_draw_explorer_carries_the_weights_to_four_decimals():
-    rngs = nnx.Rngs(0)
-    cells = [GRUCell(1, 6, bias_init=nnx.initializers.normal(), rngs=rngs) for _ in range(2)]
-    readout = nnx.Linear(480, 10, rngs=rngs)
+    layer, readout = network()
+    cells = [layer.forward_rnn.cell, layer.backward_rnn.cell]
+    for cell, bias in zip(cells, (0.25, -0.5)):
+        cell.dense_i.bias[...], cell.b_hn[...] = (
+            jnp.linspace(-1, bias, 18),
+            jnp.linspace(-1, bias, 6),
+        )
     curves = np.random.default_rng(0).normal(size=(10, 40))
-    explorer = explorers.DrawExplorer(Bidirectional(*map(RNN, cells)), readout, curves, step=7)
+    explorer = explorers.DrawExplorer(layer, readout, curves, step=7)
     assert explorer.start == {"example": 3, "step": 7}
     np.testing.assert_allclose(explorer.given["curves"], curves, atol=0.005)
     carried = explorer.measured
@@ -185,14 +231,12 @@ def test_a_network_that_the_page_cannot_run_is_refused(arguments, error, message
 
 
 def test_a_layer_without_a_second_direction_or_weights_that_diverged_are_refused():
-    rngs = nnx.Rngs(0)
-    layer = RNN(GRUCell(1, 6, rngs=rngs))
-    readout = nnx.Linear(480, 10, rngs=rngs)
+    both, readout = network()
     with pytest.raises(TypeError, match="layer is a RNN; expected a Bidirectional"):
-        explorers.DrawExplorer(layer, readout, np.zeros((10, 40)))
-    both = Bidirectional(layer, RNN(GRUCell(1, 6, rngs=rngs)))
+        explorers.DrawExplorer(both.forward_rnn, readout, np.zeros((10, 40)))
     with pytest.raises(ValueError, match="beyond the slider"):
         explorers.DrawExplorer(both, readout, np.full((10, 40), 5.5))
-    readout.bias[...] = jnp.full(10, jnp.nan)
+    diverged = nnx.clone(readout)
+    diverged.bias[...] = jnp.full(10, jnp.nan)
     with pytest.raises(ValueError, match="has the training diverged"):
-        explorers.DrawExplorer(both, readout, np.zeros((10, 40)))
+        explorers.DrawExplorer(both, diverged, np.zeros((10, 40)))

@@ -13,15 +13,18 @@ from flax import nnx
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.browser.conftest import DESKTOP, PHONE, settle, watch
-from unrolled import RNN, Bidirectional, GRUCell, gru_sequence, gru_step
+from unrolled import RNN, Bidirectional, GRUCell, LSTMCell, SimpleCell, gru_sequence, gru_step
 from unrolled.gru import PARAMETER_SHAPES
 
 pytestmark = pytest.mark.browser
 
 CHAPTERS = {
+    "gradient": "/book/01_memory.html",
     "gates": "/book/02_gates.html",
     "scan": "/book/03_scan.html",
+    "cells": "/book/07_lstm.html",
     "directions": "/book/10_bidirectional.html",
+    "draw": "/book/10_bidirectional.html",
 }
 """Where each explorer is, by the name in its tag; that of the home page is tried by itself."""
 
@@ -238,9 +241,9 @@ def test_each_fits_a_phone_in_light_and_dark_without_motion(opened, name):
         assert contrast["text"] >= 4.5
         assert min(contrast["drawn"]) >= 3  # bars, dots and lines; words have the text's colour
     slider = explorer.get_by_role("slider").first
-    before = shown_by(explorer)[1]
+    before = shown_by(explorer)[0]
     slider.tap(position={"x": 0.9 * slider.bounding_box()["width"], "y": 14})
-    assert shown_by(explorer)[1] != before
+    assert shown_by(explorer)[0] != before
     assert explorer.evaluate("element => element.shadowRoot.getAnimations().length") == 0
     for details in explorer.locator("details").all():
         details.evaluate("details => details.open = false")
@@ -473,3 +476,215 @@ def test_a_deposit_reaches_no_output_before_the_year_after_it(scan):
     scan.locator("#rate").fill("-0.35")
     expect_scan(scan)
     scan.get_by_text("Deposits, opening").click()
+
+
+@pytest.fixture
+def curve(opened) -> Locator:
+    return opened("draw")
+
+
+@jax.jit
+def read_by_python(weights, inputs):
+    """Both directions' states and the probabilities, by the package with the page's weights."""
+    layers = []
+    for direction in ("forward", "backward"):
+        cell = GRUCell(1, 6, rngs=nnx.Rngs(0))
+        w = weights[direction]
+        cell.dense_i.kernel[...], cell.dense_i.bias[...] = w["W"], w["b"]
+        cell.dense_h.kernel[...], cell.b_hn[...] = w["U"], w["b_hn"]
+        layers.append(RNN(cell))
+    outputs = Bidirectional(*layers)(inputs[:, None])  # (40, 12)
+    scores = outputs.reshape(-1) @ weights["readout"]["W"] + weights["readout"]["b"]
+    return outputs[:, :6], outputs[:, 6:], jax.nn.softmax(scores)
+
+
+def expect_reading(curve: Locator) -> tuple[dict[str, float], np.ndarray]:
+    """Compare the states and probabilities with the package's; return the state and the curve."""
+    state, values = shown_by(curve)
+    weights = jax.tree.map(
+        lambda numbers: np.array(numbers, np.float32) / 10_000,
+        curve.evaluate("element => element.measured"),
+        is_leaf=lambda numbers: isinstance(numbers, list),
+    )
+    inputs = np.array([state[f"x_{t}"] for t in range(1, 41)], np.float32)
+    forward, backward, probabilities = read_by_python(weights, inputs)
+    np.testing.assert_allclose(values["forward"], forward, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(values["backward"], backward, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(values["probabilities"], probabilities, rtol=0, atol=1e-5)
+    assert values["ranked"][0] == int(np.argmax(probabilities))
+    return state, inputs
+
+
+def test_the_trained_network_reads_the_test_curves(curve):
+    right = 0
+    for digit in range(10):
+        curve.get_by_label("Begin with").select_option(f"a test curve of a {digit}")
+        expect_reading(curve)
+        right += shown_by(curve)[1]["ranked"][0] == digit
+    assert right >= 6  # the network is right nine times in ten
+    curve.get_by_label("Begin with").select_option("a flat line")
+    assert not expect_reading(curve)[1].any()
+    expect(curve.locator("[aria-live=polite]")).to_contain_text("You began with a flat line")
+
+
+def test_a_curve_is_drawn_with_the_mouse_and_with_a_finger(curve):
+    before, states = expect_reading(curve)[1], shown_by(curve)[1]
+    draw(curve, (27 + 7.8 * 9, 74 - 14 * 3), (27 + 7.8 * 19, 74 + 14 * 2))
+    state, inputs = expect_reading(curve)
+    assert state["step"] == 20 and state["example"] == 3
+    np.testing.assert_allclose(inputs[9:20], np.linspace(3, -2, 11), atol=0.4)  # no gaps
+    assert (inputs[:9] == before[:9]).all() and (inputs[20:] == before[20:]).all()
+    values = shown_by(curve)[1]
+    assert values["forward"][:9] == states["forward"][:9] != values["forward"][9:18]
+    assert values["backward"][20:] == states["backward"][20:]
+    touch(curve, 27 + 7.8 * 4, 74 - 14 * 4)
+    state, inputs = expect_reading(curve)
+    assert state["step"] == 5 and abs(inputs[4] - 4) < 0.1
+    assert (inputs[5:9] == before[5:9]).all()
+
+
+def test_a_curve_is_drawn_by_the_keyboard_alone(curve):
+    keyboard = curve.page.keyboard
+    curve.get_by_label("Begin with").focus()
+    keyboard.press("End")  # the flat line
+    keyboard.press("Tab")
+    keyboard.press("Home")
+    keyboard.press("ArrowRight")
+    keyboard.press("Tab")
+    keyboard.press("PageUp")
+    state, inputs = expect_reading(curve)
+    assert state["example"] == 10 and state["step"] == 2
+    assert inputs[1] == state["value"] > 0 and not inputs[2:].any()
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # "Reset"
+    assert expect_reading(curve)[0]["example"] == 3
+
+
+@pytest.fixture
+def gradient(opened) -> Locator:
+    return opened("gradient")
+
+
+@jax.jit
+def jacobians_by_python(kernel, noise):
+    """The derivative of each of 100 states of the package's `SimpleCell` by the initial one."""
+    cell = SimpleCell(8, 8, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell.dense_i.kernel[...], cell.dense_h.kernel[...] = jnp.eye(8), kernel
+
+    def states(initial_h):
+        return jax.lax.scan(lambda h, x: cell(h, x), initial_h, noise)[1]
+
+    at = jnp.zeros(8)
+    return jax.jacfwd(states)(at), states(at)
+
+
+def expect_gradient(gradient: Locator) -> dict[str, float]:
+    state, values = shown_by(gradient)
+    seed, noise = 1, []
+    for _ in range(800):
+        seed = seed * 16807 % 2147483647
+        noise.append(3**0.5 * (2 * seed / 2147483647 - 1))
+    steps = int(state["steps"])
+    with jax.enable_x64(True):
+        kernel = state["radius"] * jnp.array(gradient.evaluate("element => element.given.U")).T
+        strong = state["strength"] * jnp.array(noise).reshape(100, 8)
+        jacobians, states = jacobians_by_python(kernel, strong)
+        expected = np.linalg.norm(jacobians[:steps], ord=2, axis=(1, 2))
+        slope = float(jnp.mean(1 - states[:steps] ** 2))
+    np.testing.assert_allclose(values["norms"], expected, rtol=1e-5)
+    assert abs(values["slope"] - slope) < 1e-5
+    assert abs(values["rate"] / expected[-1] ** (1 / steps) - 1) < 1e-5
+    assert (expected[: values["reach"]] >= 0.01).all()
+    return state
+
+
+def test_a_gradient_vanishes_and_explodes_as_in_python(gradient):
+    assert expect_gradient(gradient) == {"radius": 0.9, "strength": 0, "steps": 50}
+    for radius, strength in ((1.1, 0), (1.1, 0.5), (2, 0.3), (0.5, 2)):
+        gradient.locator("#radius").fill(str(radius))
+        gradient.locator("#strength").fill(str(strength))
+        gradient.locator("#steps").fill("100")
+        expect_gradient(gradient)
+    assert shown_by(gradient)[1]["norms"][-1] < 1e-40
+    expect(gradient.locator("[aria-live=polite]")).to_contain_text("it has vanished")
+    gradient.locator("#radius").fill("0")
+    assert set(shown_by(gradient)[1]["norms"]) == {0}
+
+
+def test_a_gradient_by_the_keyboard_alone(gradient):
+    keyboard = gradient.page.keyboard
+    gradient.get_by_label("Spectral radius").focus()
+    for _ in range(4):
+        keyboard.press("ArrowRight")
+    keyboard.press("Tab")
+    keyboard.press("Home")
+    keyboard.press("Tab")
+    keyboard.press("End")
+    assert expect_gradient(gradient) == {"radius": 1.1, "strength": 0, "steps": 100}
+    expect(gradient.locator("[aria-live=polite]")).to_contain_text("it explodes")
+
+
+@pytest.fixture
+def cells(opened) -> Locator:
+    return opened("cells")
+
+
+@jax.jit
+def cells_by_python(inputs, bias, weight):
+    """Memory and state of the package's LSTM unit, and the state of its GRU unit."""
+    zeros = {"recurrent_kernel_init": nnx.initializers.zeros_init(), "rngs": nnx.Rngs(0)}
+    lstm, gru = LSTMCell(1, 1, **zeros), GRUCell(1, 1, **zeros)
+    for layer, kernel in ((lstm.ii, 0.0), (lstm.if_, 0.0), (lstm.ig, 2.0), (lstm.io, 0.0)):
+        layer.kernel[...] = jnp.full((1, 1), kernel)
+    lstm.hi.bias[...], lstm.ho.bias[...] = jnp.full(1, 4.0), jnp.full(1, 4.0)
+    lstm.hf.bias[...] = jnp.full(1, bias)
+    gru.dense_i.kernel[...] = jnp.array([[0.0, -weight, 2.0]])  # r, z, n
+    gru.dense_i.bias[...] = jnp.array([0.0, bias, 0.0])
+
+    def both(carry, x):
+        pair, _ = lstm(carry[0], x)
+        hidden, _ = gru(carry[1], x)
+        return (pair, hidden), (*pair, hidden)
+
+    zero = jnp.zeros(1)
+    return jax.lax.scan(both, ((zero, zero), zero), inputs[:, None])[1]
+
+
+def expect_cells(cells: Locator) -> tuple[dict[str, float], dict]:
+    state, values = shown_by(cells)
+    inputs = jnp.array([state[f"x_{t}"] for t in range(1, 13)])
+    expected = cells_by_python(inputs, state["bias"], state["weight"])
+    for name, numbers in zip(("memory", "shown", "hidden"), expected):
+        np.testing.assert_allclose(values[name], numbers[:, 0], rtol=0, atol=1e-5, err_msg=name)
+    return state, values
+
+
+def test_an_lstm_counts_what_is_drawn_and_a_gru_does_not(cells):
+    expect_cells(cells)
+    cells.locator("#bias").fill("5")
+    cells.locator("#weight").fill("8")
+    _, values = expect_cells(cells)
+    assert values["memory"][8] > 2.5 and max(values["hidden"]) < np.tanh(2)
+    draw(cells, (45, 260), (45 + 25 * 11, 212))  # a ramp over all twelve steps
+    state, values = expect_cells(cells)
+    ramp = [state[f"x_{t}"] for t in range(1, 13)]
+    assert ramp[0] <= 0.3 and ramp[-1] == 1 and state["step"] == 12
+    touch(cells, 45 + 25 * 3, 272 - 30)
+    state, _ = expect_cells(cells)
+    assert state["x_4"] == 0.5 and state["value"] == 0.5
+    expect(cells.locator("[aria-live=polite]")).to_contain_text("At step 4 the input is 0.50.")
+
+
+def test_two_cells_by_the_keyboard_alone(cells):
+    keyboard = cells.page.keyboard
+    cells.locator("#step").focus()
+    keyboard.press("End")
+    keyboard.press("Tab")
+    keyboard.press("End")
+    keyboard.press("Tab")
+    keyboard.press("Home")
+    keyboard.press("Tab")
+    keyboard.press("End")
+    state, values = expect_cells(cells)
+    assert {"step": 12, "x_12": 1, "bias": -2, "weight": 12}.items() <= state.items()
+    assert values["memory"][10] < 0.05  # forgotten, and so is all before step 12 in the GRU
