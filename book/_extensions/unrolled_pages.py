@@ -8,6 +8,7 @@ to it.
 
 from __future__ import annotations
 
+import html
 import logging
 import posixpath
 import re
@@ -35,7 +36,11 @@ NOT_NEEDED = [
 DESCRIPTION_LENGTH = 160
 # What both colour schemes of the code show like plain text: more than half of all its elements.
 PLAIN = re.compile(r'<span class="(?:n|nn|nx|p|w)">([^<]*)</span>')
-CODE = re.compile(r'<div class="highlight"><pre>(?:<span></span>)?(.*?)</pre>', re.DOTALL)
+CODE = re.compile(
+    r'(?P<start><div class="highlight-python notranslate"><div class="highlight"><pre>)'
+    r"(?:<span></span>)?(?P<code>.*?)</pre>",
+    re.DOTALL,
+)
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
 
 
@@ -55,9 +60,11 @@ def page_context(
 
 
 def lighter(block: re.Match[str]) -> str:
-    """Let the browser lay out a block of code when it comes near: here is how high it will be."""
-    code = PLAIN.sub(r"\1", block[1])
-    return f'<div class="highlight"><pre style="--lines: {code.count(chr(10))}">{code}</pre>'
+    """Let the browser lay out a block of code when it comes near, and say how large it will be."""
+    code = PLAIN.sub(r"\1", block["code"])
+    lines = html.unescape(re.sub("<[^>]*>", "", code)).splitlines()
+    size = f"--lines: {len(lines)}; --columns: {max(map(len, lines), default=0)}"
+    return f'{block["start"]}<code class="later" style="{size}">{code}</code></pre>'
 
 
 def describe(doctree: nodes.document | None) -> str:
