@@ -77,11 +77,9 @@ def watch(context: BrowserContext, home: str) -> list[str]:
 
 
 def settle(page: Page) -> None:
-    """Wait until the equations are typeset and the fonts are there."""
+    """Wait until the fonts are there."""
     page.wait_for_load_state("load")
-    page.evaluate(
-        "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready }"
-    )
+    page.evaluate("document.fonts.ready.then(() => {})")
 
 
 @pytest.fixture
