@@ -275,7 +275,7 @@ def test_gates_that_mix_are_told_from_those_that_do_not():
         lambda c, x, y: jax.lax.cond(True, lambda a: a, jnp.tanh, x),
     ):
         assert uses(mixing) is None
-    weights = Weights((jnp.eye(4),), (None,), jnp.eye(4), (None,))
+    weights = Weights((jnp.eye(4),), (None,), (jnp.eye(4),), (None,))
     with pytest.raises(ValueError, match="mixes the numbers of an array"):
         scan_recurrence(
             Recurrence(lambda carry, x, y: (jax.nn.softmax(x[0] + y[0]),), weights),

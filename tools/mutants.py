@@ -151,7 +151,7 @@ MUTANTS += [
     Mutant(SCAN, "gradient: nothing for the initial carry", "        jnp.zeros_like(part) if tangent is None else tangent\n", "        jnp.zeros_like(part)\n"),
     Mutant(SCAN, "gradient: invalid steps pass nothing on", "used = plan.uses[index] | (set() if valid is None else {index})", "used = plan.uses[index]"),
     Mutant(SCAN, "gradient: kept products lost", "return carry, (states, (projected, recurrent) if plan.keep_products else None)", "return carry, (states, (projected, 0 * recurrent) if plan.keep_products else None)"),
-    Mutant(SCAN, "batch last: units in reversed order", 'jnp.einsum("...fb,...fh->...hb", array, kernel)', 'jnp.einsum("...fb,...fh->...hb", array, jnp.flip(kernel, -1))'),
+    Mutant(SCAN, "batch last: units in reversed order", 'jnp.einsum(f"...fb,...f{gate}h->...{gate}hb", array, kernel)', 'jnp.einsum(f"...fb,...f{gate}h->...{gate}hb", array, jnp.flip(kernel, -1))'),
     Mutant(SCAN, "a gate that mixes units is taken", "return None if uses is None else tuple(uses)", "return (frozenset(range(len(places))),) * len(carry)"),
     Mutant(LAYERS, "Bidirectional: both layers read forwards", "reverse=not reverse, **run", "reverse=bool(reverse), **run"),
     Mutant(LAYERS, "Bidirectional: backward outputs in reversed time", '            "keep_order": True,\n', '            "keep_order": False,\n'),

@@ -13,6 +13,7 @@ accumulates in float32.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, update_wrapper
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as default_promote_dtype
+from flax.nnx.spmd import get_var_pspec
 
 from unrolled.scan import Carry, Gates, Recurrence, Weights
 
@@ -327,7 +329,7 @@ class _FeatureCell(RNNCellBase):
         recurrent_layers: Sequence[nnx.Linear],
         *,
         num_gates: int,
-        added: Sequence[jax.Array | None] | None = None,
+        added: tuple[jax.Array | None, ...] | None = None,
     ) -> Recurrence | None:
         """Hand the layers' parameters and this cell's gate to the fast scan.
 
@@ -348,17 +350,23 @@ class _FeatureCell(RNNCellBase):
         ):
             return None
 
-        def split(parameter):
-            if parameter is None:
-                return [None] * (num_gates // len(input_layers))
-            return jnp.split(parameter[...], num_gates // len(input_layers), -1)
+        gates_of_a_layer = num_gates // len(input_layers)
 
-        kernels = [gate for layer in input_layers for gate in split(layer.kernel)]
-        biases = [gate for layer in input_layers for gate in split(layer.bias)]
-        recurrent_biases = [gate for layer in recurrent_layers for gate in split(layer.bias)]
-        recurrent_kernel = jnp.concatenate([layer.kernel[...] for layer in recurrent_layers], -1)
+        def split(parameters):
+            parts = []
+            for parameter in parameters:
+                if parameter is None:
+                    parts += [None] * gates_of_a_layer
+                else:
+                    gates = jnp.split(parameter[...], gates_of_a_layer, -1)
+                    parts += [_as_declared(gate, parameter) for gate in gates]
+            return tuple(parts)
+
         weights = Weights(
-            tuple(kernels), tuple(biases), recurrent_kernel, tuple(added or recurrent_biases)
+            split(layer.kernel for layer in input_layers),
+            split(layer.bias for layer in input_layers),
+            split(layer.kernel for layer in recurrent_layers),
+            added or split(layer.bias for layer in recurrent_layers),
         )
         return Recurrence(self.gate, weights, self.dtype)
 
@@ -395,6 +403,23 @@ class _FeatureCell(RNNCellBase):
                     f"{name}: the carry's {part_name} has shape {np.shape(part)}; expected "
                     f"{wanted} for inputs of shape {shape}; {mend}"
                 )
+
+
+def _as_declared(gate: jax.Array, parameter: nnx.Variable) -> jax.Array:
+    """Cut a gate's share of a parameter between devices as the parameter's metadata says.
+
+    A fused parameter is cut without regard to where a gate begins. The shares are brought into
+    place here, once for a whole sequence, so that the loop over time need not do it in every step.
+    """
+    spec, mesh = get_var_pspec(parameter), jax.sharding.get_abstract_mesh()
+    if not spec or not mesh.are_all_axes_auto:
+        return gate
+    for size, names in zip(gate.shape, spec):
+        names = names if isinstance(names, tuple) else (names,)
+        devices = math.prod(mesh.shape.get(name, 0) for name in names if name is not None)
+        if not devices or size % devices:
+            return gate  # declared for another mesh, or a gate is too narrow to be cut evenly
+    return jax.lax.with_sharding_constraint(gate, spec)
 
 
 class SimpleCell(_FeatureCell):

@@ -45,18 +45,18 @@ class Weights(NamedTuple):
     Args:
       kernels: what multiplies the inputs: for each gate (features, hidden).
       biases: what is added to that: for each gate (hidden,) or None.
-      recurrent_kernel: what multiplies the hidden state: (hidden, gates · hidden).
+      recurrent_kernels: what multiplies the hidden state: for each gate (hidden, hidden).
       recurrent_biases: what is added to that: for each gate (hidden,) or None.
 
     Example:
-      >>> weights = Weights((jnp.ones((3, 4)),), (None,), jnp.eye(4), (None,))
-      >>> weights.recurrent_kernel.shape
+      >>> weights = Weights((jnp.ones((3, 4)),), (None,), (jnp.eye(4),), (None,))
+      >>> weights.recurrent_kernels[0].shape
       (4, 4)
     """
 
     kernels: tuple[jax.Array, ...]
     biases: tuple[jax.Array | None, ...]
-    recurrent_kernel: jax.Array
+    recurrent_kernels: tuple[jax.Array, ...]
     recurrent_biases: tuple[jax.Array | None, ...]
 
 
@@ -71,7 +71,7 @@ class Recurrence(NamedTuple):
       dtype: dtype of the products; None takes the common dtype of what is multiplied.
 
     Example, a leaky sum:
-      >>> weights = Weights((jnp.eye(2),), (None,), 0.5 * jnp.eye(2), (None,))
+      >>> weights = Weights((jnp.eye(2),), (None,), (0.5 * jnp.eye(2),), (None,))
       >>> leaky = Recurrence(lambda carry, x, h: (x[0] + h[0],), weights)
       >>> carry, states = scan_recurrence(leaky, (jnp.zeros(2),), jnp.ones((3, 2)))
       >>> states[:, 0]
@@ -83,6 +83,15 @@ class Recurrence(NamedTuple):
     dtype: Any = None
 
 
+class _Joined(NamedTuple):
+    """The parameters as the loop uses them: one product with the state serves every gate."""
+
+    kernels: tuple[jax.Array, ...]
+    biases: tuple[jax.Array | None, ...]
+    recurrent_kernel: jax.Array  # (hidden, gates * hidden), or (hidden, gates, hidden) if spread
+    recurrent_biases: tuple[jax.Array | None, ...]
+
+
 class _Plan(NamedTuple):
     """What is fixed while a recurrence is compiled."""
 
@@ -91,6 +100,7 @@ class _Plan(NamedTuple):
     steps: int  # in a chunk
     axis: int  # of the features: -1, or -2 where the batch comes last
     keep_products: bool  # for the derivative, or compute them again from the states
+    spread: bool  # over several devices: no axis that may be cut between them is merged or split
     reverse: bool
     unroll: int
 
@@ -111,7 +121,7 @@ def scan_recurrence(
         for t in range(time):                          from the end if reverse
             if valid[t]:
                 projected = inputs[t] @ kernels + biases
-                recurrent = h @ recurrent_kernel + recurrent_biases
+                recurrent = h @ recurrent_kernels + recurrent_biases
                 carry = gate(carry, projected, recurrent)
             states[t] = h
 
@@ -162,8 +172,10 @@ def scan_recurrence(
         return tree if plan.axis == -1 else jax.tree.map(lambda a: a.swapaxes(-1, -2), tree)
 
     biases, recurrent_biases = lay_out((biases, recurrent_biases))
-    weights = weights._replace(biases=biases, recurrent_biases=recurrent_biases)
-    carry, states = _run(plan, weights, *lay_out((carry, inputs, valid)))
+    join = partial(jnp.stack, axis=1) if plan.spread else partial(jnp.concatenate, axis=-1)
+    recurrent_kernel = join(weights.recurrent_kernels)
+    joined = _Joined(weights.kernels, biases, recurrent_kernel, recurrent_biases)
+    carry, states = _run(plan, joined, *lay_out((carry, inputs, valid)))
     carry, states = lay_out((carry, states[:num_steps]))
     carry = tuple(part.reshape(*batch_shape, size) for part in carry)
     return carry, states.reshape(num_steps, *batch_shape, size)
@@ -191,12 +203,14 @@ def _make_plan(
     # Products of wide layers cost more to compute again than to keep, if there is room for them.
     num_products = 2 * num_gates * num_steps * hidden.size
     keep_products = size > WIDE and num_products <= KEPT_SIZE
-    return _Plan(recurrence.gate, uses, steps, axis, keep_products, reverse, unroll)
+    mesh = jax.sharding.get_abstract_mesh()
+    spread = jax.device_count() > 1 if mesh.empty else mesh.size > 1
+    return _Plan(recurrence.gate, uses, steps, axis, keep_products, spread, reverse, unroll)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _run(
-    plan: _Plan, weights: Weights, carry: Carry, inputs: jax.Array, valid: jax.Array | None
+    plan: _Plan, weights: _Joined, carry: Carry, inputs: jax.Array, valid: jax.Array | None
 ) -> tuple[Carry, jax.Array]:
     def forward(carry, chunk):
         carry, _, states = _forward(plan, weights, carry, *chunk, keep=lambda carry, _: carry[-1])
@@ -241,7 +255,7 @@ def _run_with_tangents(plan: _Plan, primals: tuple[Any, ...], tangents: tuple[An
 
 def _forward(
     plan: _Plan,
-    weights: Weights,
+    weights: _Joined,
     carry: Carry,
     inputs: jax.Array,
     valid: jax.Array | None,
@@ -267,8 +281,8 @@ def _forward(
 
 def _tangents(
     plan: _Plan,
-    weights: Weights,
-    weight_tangents: Weights,
+    weights: _Joined,
+    weight_tangents: _Joined,
     carry_tangents: Carry,
     carry: Carry,
     inputs: jax.Array,
@@ -333,7 +347,7 @@ def _tangents(
 
 def _advance(
     plan: _Plan,
-    weights: Weights,
+    weights: _Joined,
     carry: Carry,
     projected: Gates,
     recurrent: Gates,
@@ -351,7 +365,7 @@ def _advance(
 
 def _derivatives(
     plan: _Plan,
-    weights: Weights,
+    weights: _Joined,
     carry: Carry,
     projected: Gates,
     recurrent: Gates,
@@ -377,7 +391,7 @@ def _derivatives(
     return tuple([row[column] for row in table] for column in columns)
 
 
-def _project(plan: _Plan, weights: Weights, inputs: jax.Array) -> Gates:
+def _project(plan: _Plan, weights: _Joined, inputs: jax.Array) -> Gates:
     """The inputs' share of every gate, without biases, as one array for each gate.
 
     They are separate arrays because a loop that slices one common array for three gates is not
@@ -386,8 +400,10 @@ def _project(plan: _Plan, weights: Weights, inputs: jax.Array) -> Gates:
     return tuple(_multiply(plan, inputs, kernel) for kernel in weights.kernels)
 
 
-def _split(plan: _Plan, weights: Weights, product: jax.Array) -> Gates:
+def _split(plan: _Plan, weights: _Joined, product: jax.Array) -> Gates:
     """Cut a product with the recurrent kernel into the gates' shares."""
+    if plan.spread:
+        return tuple(jnp.moveaxis(product, plan.axis - 1, 0))
     return tuple(jnp.split(product, len(weights.kernels), plan.axis))
 
 
@@ -395,14 +411,19 @@ def _multiply(plan: _Plan, array: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply the features of (..., batch, features), or (..., features, batch), by a kernel.
 
     The arrays are brought into a form whose derivative needs no transposed copies: one matrix for
-    all steps, or, where the batch comes last, one small product for each step.
+    all steps, or, where the batch comes last, one small product for each step. Spread over devices
+    they are left as they are, since an axis that is cut between devices cannot be merged into
+    another: every device would first fetch the whole array.
     """
     array = array.astype(kernel.dtype)
+    gate = "g" if kernel.ndim == 3 else ""  # the recurrent kernel when spread, one axis for gates
+    if plan.axis == -1 and plan.spread:
+        return jnp.einsum(f"...bf,f{gate}h->...b{gate}h", array, kernel)
     if plan.axis == -1:
         rows = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
         return (rows @ kernel).reshape(*array.shape[:-1], kernel.shape[-1])
     kernel = jnp.broadcast_to(kernel, (*array.shape[:-2], *kernel.shape))
-    return jnp.einsum("...fb,...fh->...hb", array, kernel)
+    return jnp.einsum(f"...fb,...f{gate}h->...{gate}hb", array, kernel)
 
 
 def _add(*terms: jax.Array | None) -> jax.Array | None:
@@ -455,10 +476,10 @@ def _unfold(array: jax.Array) -> jax.Array:
 
 def _promote(recurrence: Recurrence, carry: Carry, inputs: jax.Array) -> Weights:
     """Give each side's parameters the dtype in which it is multiplied."""
-    kernels, biases, recurrent_kernel, recurrent_biases = recurrence.weights
+    kernels, biases, recurrent_kernels, recurrent_biases = recurrence.weights
     given = [array for array in (inputs, *kernels, *biases) if array is not None]
     dtype = recurrence.dtype or jnp.result_type(*given)
-    given = [a for a in (carry[-1], recurrent_kernel, *recurrent_biases) if a is not None]
+    given = [a for a in (carry[-1], *recurrent_kernels, *recurrent_biases) if a is not None]
     recurrent_dtype = recurrence.dtype or jnp.result_type(*given)
 
     def cast(arrays, dtype):
@@ -467,7 +488,7 @@ def _promote(recurrence: Recurrence, carry: Carry, inputs: jax.Array) -> Weights
     return Weights(
         cast(kernels, dtype),
         cast(biases, dtype),
-        recurrent_kernel.astype(recurrent_dtype),
+        cast(recurrent_kernels, recurrent_dtype),
         cast(recurrent_biases, recurrent_dtype),
     )
 
