@@ -63,23 +63,39 @@ def shown_by(explorer: Locator) -> tuple[dict[str, float], dict]:
     return shown["state"], shown["values"]
 
 
+def in_window(explorer: Locator, x: float, y: float) -> tuple[float, float]:
+    """Where in the window a place of the picture is, once the picture is in its middle."""
+    picture = explorer.locator("svg")
+    picture.evaluate("svg => svg.scrollIntoView({ block: 'center', behavior: 'instant' })")
+    box = picture.bounding_box()
+    return box["x"] + box["width"] / 340 * x, box["y"] + box["width"] / 340 * y
+
+
 def touch(explorer: Locator, x: float, y: float) -> None:
     """Tap the picture, at a place in the picture's own units."""
-    box = explorer.locator("svg").bounding_box()
-    scale = box["width"] / 340
-    explorer.page.touchscreen.tap(box["x"] + scale * x, box["y"] + scale * y)
+    explorer.page.touchscreen.tap(*in_window(explorer, x, y))
 
 
 def draw(explorer: Locator, *places: tuple[float, float]) -> None:
     """Press the mouse on the picture at the first place, draw through the others and let go."""
-    mouse, box = explorer.page.mouse, explorer.locator("svg").bounding_box()
-    scale = box["width"] / 340
-    (first, *others) = [(box["x"] + scale * x, box["y"] + scale * y) for x, y in places]
+    mouse = explorer.page.mouse
+    first, *others = [in_window(explorer, *place) for place in places]
     mouse.move(*first)
     mouse.down()
     for place in others:
-        mouse.move(*place, steps=3)
+        mouse.move(*place, steps=6)
     mouse.up()
+
+
+def draw_with_a_finger(explorer: Locator, *places: tuple[float, float]) -> None:
+    """The same with real touches, which the browser could take for scrolling."""
+    session = explorer.page.context.new_cdp_session(explorer.page)
+    points = [dict(zip("xy", in_window(explorer, *place))) for place in places]
+    for point in points:
+        kind = "touchMove" if point is not points[0] else "touchStart"
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    session.detach()
 
 
 @jax.jit
@@ -541,6 +557,10 @@ def test_a_curve_is_drawn_with_the_mouse_and_with_a_finger(curve):
     state, inputs = expect_reading(curve)
     assert state["step"] == 5 and abs(inputs[4] - 4) < 0.1
     assert (inputs[5:9] == before[5:9]).all()
+    draw_with_a_finger(curve, *((27 + 7.8 * t, 20 + 3 * t) for t in range(20, 36, 3)))
+    state, inputs = expect_reading(curve)
+    assert state["step"] == 36
+    np.testing.assert_allclose(inputs[20:36], np.linspace(-0.43, -3.64, 16), atol=0.2)
 
 
 def test_a_curve_is_drawn_by_the_keyboard_alone(curve):

@@ -9,7 +9,8 @@
 //   rows(values)                      [[label, number or text]] to print
 //   sentence(values, state)           the same for the ear
 //   picture(values, state)            the inside of an SVG of 340 by `static height` units
-//   point(x, y, first)                optional: the picture's `pad` is pressed, or drawn upon, there
+//   static pad, point(x, y, first)    optional: where the picture can be touched, and what to do
+//                                     when it is pressed, or drawn upon, at a place there
 // Where the state has a `step`, it holds a sequence x_1, x_2, ..., and the control `value` shows and
 // changes the input of that step.
 const STYLE = `
@@ -35,7 +36,7 @@ select { font: inherit; color: inherit; background: var(--pst-color-background, 
   min-height: 1.75rem; max-width: 60%; margin-bottom: .6rem; border: 1px solid; border-radius: .4rem }
 summary, button { cursor: pointer; padding: .3rem 0; min-height: 1.5rem }
 button { font: inherit; color: inherit; background: none; border: 1px solid; border-radius: .4rem;
-  padding: .3rem 1rem; margin: .5rem .5rem 0 0 }
+  padding: .3rem .7rem; margin: .5rem .4rem 0 0 }
 :focus-visible { outline: 3px solid var(--hidden); outline-offset: 2px }
 svg { display: block; width: 100%; height: auto; font-size: 13px; fill: currentColor; user-select: none }
 .pad { fill: transparent; cursor: pointer }
@@ -65,14 +66,15 @@ const polyline = (points, style) =>
 // A line of the legend.
 const key = (x, words, style) =>
   line(x, 8, x + 22, 8, `stroke-width:2.5;${style}`) + text(x + 27, 12, words, "start");
-// Where the picture can be touched; `pan-y` lets a finger that moves up or down scroll the page.
-const pad = (x, y, width, height, touch = "none") =>
-  `<rect class="pad" x="${x}" y="${y}" width="${width}" height="${height}" style="touch-action:${touch}"/>`;
+// Where the picture can be pressed. It is drawn upon unless `look` says "tap", where a finger that
+// moves scrolls the page. (A pad stays while the picture is drawn anew.)
+const pad = (x, y, width, height, look = "draw") =>
+  `<rect class="pad ${look}" x="${x}" y="${y}" width="${width}" height="${height}"/>`;
 
 class Explorer extends HTMLElement {
   connectedCallback() {
     if (this.shadowRoot) return;
-    const { title, intro, controls, more, height, toggles } = this.constructor;
+    const { title, intro, controls, more, height, toggles, pad } = this.constructor;
     for (const name of ["start", "given", "measured"])
       this[name] = JSON.parse(this.dataset[name] ?? "null");
     const slider = ({ name, label, min, max, step, color, options }) => options ?
@@ -90,7 +92,7 @@ class Explorer extends HTMLElement {
       <div class="panes"><div>${boxes && `<fieldset><legend>${toggles}</legend>${boxes}</fieldset>`}${sliders(false)}
       ${more ? `<details><summary>${more}</summary>${sliders(true)}</details>` : ""}
       <button type="button">Reset</button></div>
-      <div><dl></dl><svg viewBox="0 0 340 ${height}" role="img" aria-label="${title}: the numbers drawn"></svg></div>
+      <div><dl></dl><svg viewBox="0 0 340 ${height}" role="img" aria-label="${title}: the numbers drawn"><g></g>${pad ?? ""}</svg></div>
       </div><p aria-live="polite"></p></div>`;
     this.find = (selector) => root.querySelector(selector);
     const read = (input) => +(input.type === "checkbox" ? input.checked : input.value);
@@ -106,6 +108,9 @@ class Explorer extends HTMLElement {
     };
     svg.addEventListener("pointerdown", draw);
     svg.addEventListener("pointermove", draw);
+    svg.addEventListener("touchstart", (event) => {
+      if (event.target.matches(".draw")) event.preventDefault(); // no scrolling
+    }, { passive: false });
     this.set(this.start);
     this.adapt();
     const adapt = () => this.adapt();
@@ -130,7 +135,7 @@ class Explorer extends HTMLElement {
     this.values = this.compute(this.state);
     this.find("dl").innerHTML = this.rows(this.values)
       .map(([label, value]) => `<dt>${label}</dt><dd>${value.trim ? value : show(value, 4)}</dd>`).join("");
-    this.find("svg").innerHTML = this.picture(this.values, this.state);
+    this.find("g").innerHTML = this.picture(this.values, this.state);
     clearTimeout(this.pending);
     this.pending = setTimeout(() => {
       this.find("[aria-live]").textContent = this.sentence(this.values, this.state);

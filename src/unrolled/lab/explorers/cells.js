@@ -8,6 +8,7 @@ class Cells extends Explorer {
   static title = "The memory of an LSTM and the state of a GRU";
   static intro = "Drag the green bars: an LSTM unit and a GRU unit read these inputs, and here is what each of them keeps.";
   static height = 300;
+  static pad = pad(30, 192, 310, 108);
   static controls = [
     { name: "step", label: "Step", min: 1, max: 12, step: 1, color: "input" },
     { name: "value", label: "Input at this step", min: 0, max: 1, step: 0.1, color: "input" },
@@ -66,6 +67,6 @@ class Cells extends Explorer {
       line(20, 272, 336, 272, "opacity:.5") +
       STEPS.map((t) => rect(X(t) - 9, 212, 18, 60, "input", 'opacity=".15"') +
         rect(X(t) - 9, 272 - 60 * state[`x_${t}`], 18, 60 * state[`x_${t}`], "input") + text(X(t), 290, t)).join("") +
-      text(20, 204, "inputs", "start") + pad(30, 192, 310, 108);
+      text(20, 204, "inputs", "start");
   }
 }

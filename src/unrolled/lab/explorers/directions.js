@@ -10,6 +10,7 @@ class Directions extends Explorer {
   static title = "A sequence read from both ends";
   static intro = "Choose a step, in the picture or below: which inputs has each direction seen there?";
   static height = 252;
+  static pad = pad(67, 0, 273, 252, "tap");
   static controls = [
     { name: "step", label: "Step", min: 1, max: 8, step: 1, color: "input" },
     { name: "value", label: "Input at this step", min: -1, max: 1, step: 0.1, color: "input" },
@@ -67,6 +68,6 @@ class Directions extends Explorer {
       bars(122, 28, inputs, "input", "input") + band(step, length, 155, "update") +
       bars(201, 32, backward, "update", "backward") + text(0, 221, "←", "start") +
       STEPS.map((t) => (t > length ? text(X(t), 113, "pad", "middle", "opacity:.8") : "") +
-        text(X(t), 246, t)).join("") + pad(67, 0, 273, 252, "pan-y");
+        text(X(t), 246, t)).join("");
   }
 }

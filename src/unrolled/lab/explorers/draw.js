@@ -25,6 +25,7 @@ class Draw extends Explorer {
   static title = "A trained network reads your curve";
   static intro = "Draw into the picture, with the mouse or a finger: the network reads your curve at every stroke.";
   static height = 352;
+  static pad = pad(0, 0, 340, 148);
   static controls = [
     { name: "example", label: "Begin with", options: [...DIGITS.map((k) => `a test curve of a ${k}`), "a flat line"] },
     { name: "step", label: "Step", min: 1, max: T, step: 1, color: "input" },
@@ -75,7 +76,7 @@ class Draw extends Explorer {
 
   sentence({ probabilities, ranked: [first, second] }, { example, step, value }) {
     const from = example < 10 ? `a test curve of a ${example}` : "a flat line";
-    const percent = (k) => `${show(100 * probabilities[k], 0)} %`;
+    const percent = (k) => `${show(100 * probabilities[k], 1)}\u00a0%`;
     return `You began with ${from}; step ${step} is ${show(value)} now. The network reads a ${first} ` +
       `(${percent(first)}), or else a ${second} (${percent(second)}).`;
   }
@@ -93,7 +94,6 @@ class Draw extends Explorer {
       polyline(curve, "stroke:var(--input);stroke-width:2.5") +
       text(23, 162, "forward states →", "start") + map(forward, 166) +
       text(336, 216, "← backward states", "end") + map(backward, 220) +
-      text(23, 272, "probability", "start") + line(23, 330, 336, 330, "opacity:.5") + DIGITS.map(bar).join("") +
-      pad(0, 0, 340, 148);
+      text(23, 272, "probability", "start") + line(23, 330, 336, 330, "opacity:.5") + DIGITS.map(bar).join("");
   }
 }
