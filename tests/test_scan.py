@@ -135,6 +135,19 @@ def test_it_equals_the_plain_scan(data, small_chunks, monkeypatch):
 
 @pytest.mark.parametrize("batch", [3, 20], ids=["features last", "batch last"])
 @pytest.mark.parametrize("kind", CELLS)
+def test_values_without_a_derivative(kind, batch, small_chunks):
+    cell = make_cell(kind)
+    x = jax.random.normal(jax.random.key(1), (batch, 7, IN))
+    options = {"initial_carry": make_carry(cell, (batch,)), "seq_lengths": jnp.arange(batch) % 8}
+    fast, slow = (
+        RNN(c, rngs=False, return_carry=True, reverse=True)(x, **options)
+        for c in (cell, plain(cell))
+    )
+    close(fast, slow)
+
+
+@pytest.mark.parametrize("batch", [3, 20], ids=["features last", "batch last"])
+@pytest.mark.parametrize("kind", CELLS)
 def test_float64_agrees_to_ten_digits(kind, batch, small_chunks):
     with jax.enable_x64(True):
         cell = make_cell(kind, dtype=jnp.float64, param_dtype=jnp.float64)

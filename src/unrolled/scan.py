@@ -31,6 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 
 CHUNK_SIZE = 2**17  # numbers of one gate that a chunk of steps may hold, so that it stays in cache
 CHUNK_STEPS = (16, 128)  # the fewest and the most steps of a chunk
+SPREAD_SIZE = 2**23  # the same over devices, where every chunk exchanges its gradients
 WIDE = 256  # from more hidden units on, products are kept for the derivative, not computed again
 KEPT_SIZE = 2**25  # numbers of products that may be kept
 VECTOR_SIZE = 16  # float32 numbers in the widest vector register of a CPU
@@ -193,8 +194,12 @@ def _make_plan(
             "or holds arrays of its own; expected one that treats every number by itself. RNN runs "
             "such a cell if it has no method `recurrence`."
         )
-    fewest, most = CHUNK_STEPS
-    steps = min(max(CHUNK_SIZE // max(hidden.size, 1), fewest), most)
+    mesh = jax.sharding.get_abstract_mesh()
+    spread = jax.device_count() > 1 if mesh.empty else mesh.size > 1
+    room, (fewest, most) = CHUNK_SIZE, CHUNK_STEPS
+    if spread:
+        room, most = SPREAD_SIZE, num_steps
+    steps = min(max(room // max(hidden.size, 1), fewest), most)
     num_chunks = -(-num_steps // steps)
     steps = -(-num_steps // num_chunks)  # chunks as even as can be
     # The axis that lies side by side in memory should fill a vector register.
@@ -203,8 +208,6 @@ def _make_plan(
     # Products of wide layers cost more to compute again than to keep, if there is room for them.
     num_products = 2 * num_gates * num_steps * hidden.size
     keep_products = size > WIDE and num_products <= KEPT_SIZE
-    mesh = jax.sharding.get_abstract_mesh()
-    spread = jax.device_count() > 1 if mesh.empty else mesh.size > 1
     return _Plan(recurrence.gate, uses, steps, axis, keep_products, spread, reverse, unroll)
 
 
@@ -212,8 +215,15 @@ def _make_plan(
 def _run(
     plan: _Plan, weights: _Joined, carry: Carry, inputs: jax.Array, valid: jax.Array | None
 ) -> tuple[Carry, jax.Array]:
+    # The product of one gate alone is as fast within the loop, and needs no room for a chunk there.
+    hoist = len(weights.kernels) > 1 or len(inputs) == plan.steps
+    if not hoist:
+        plan = plan._replace(steps=len(inputs))
+
     def forward(carry, chunk):
-        carry, _, states = _forward(plan, weights, carry, *chunk, keep=lambda carry, _: carry[-1])
+        carry, _, states = _forward(
+            plan, weights, carry, *chunk, hoist=hoist, keep=lambda carry, _: carry[-1]
+        )
         return carry, states
 
     chunks = _fold(plan, (inputs, valid))  # (chunks, steps, batch, ...)
@@ -259,22 +269,25 @@ def _forward(
     carry: Carry,
     inputs: jax.Array,
     valid: jax.Array | None,
+    *,
     keep: Callable[[Carry, jax.Array], Any],
+    hoist: bool = True,
 ) -> tuple[Carry, Gates, Any]:
-    """Run a chunk of steps.
+    """Run a chunk of steps, its inputs projected before the loop if `hoist`, or else within.
 
     Returns:
-      the carry after it, the projected inputs, and what `keep` takes of each step's carry and
-      product with the recurrent kernel.
+      the carry after it, the projected inputs if they were hoisted, and what `keep` takes of each
+      step's carry and product with the recurrent kernel.
     """
 
     def step(carry, scanned):
-        projected, valid = scanned
+        inputs, valid = scanned
+        projected = inputs if hoist else _project(plan, weights, inputs)
         product = _multiply(plan, carry[-1], weights.recurrent_kernel)
         carry = _advance(plan, weights, carry, projected, _split(plan, weights, product), valid)
         return carry, keep(carry, product)
 
-    projected = _project(plan, weights, inputs)
+    projected = _project(plan, weights, inputs) if hoist else inputs
     carry, kept = _scan_steps(plan, step, carry, (projected, valid))
     return carry, projected, kept
 
