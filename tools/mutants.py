@@ -138,7 +138,7 @@ MUTANTS += [
     Mutant(SCAN, "bias of the inputs left out", "projected = tuple(map(_add, projected, weights.biases))", "projected = tuple(projected)"),
     Mutant(SCAN, "bias of the state left out", "recurrent = tuple(map(_add, recurrent, weights.recurrent_biases))", "recurrent = tuple(recurrent)"),
     Mutant(SCAN, "steps beyond a length are not held", "return tuple(jnp.where(valid, part, old) for part, old in zip(new, carry))", "return new"),
-    Mutant(SCAN, "chunks forget the carry", "        carry, _, states = _forward(plan, weights, carry, *chunk, keep=lambda carry, _: carry[-1])\n        return carry, states", "        after, _, states = _forward(plan, weights, carry, *chunk, keep=lambda carry, _: carry[-1])\n        return carry, states"),
+    Mutant(SCAN, "chunks forget the carry", "        carry, _, states = _forward(\n", "        after, _, states = _forward(\n"),
     Mutant(SCAN, "chunks run in the wrong order", "return jax.lax.scan(function, carry, chunks, reverse=plan.reverse)", "return jax.lax.scan(function, carry, chunks)"),
     Mutant(SCAN, "steps run in the wrong order", "return jax.lax.scan(step, carry, scanned, reverse=plan.reverse, unroll=plan.unroll)", "return jax.lax.scan(step, carry, scanned, unroll=plan.unroll)"),
     Mutant(SCAN, "gradient: chunks begin with their last state", "pairs = [(part[None], states[:-1]) for part, states in zip(carry, after)]", "pairs = [(states[:1], states[1:]) for part, states in zip(carry, after)]"),
