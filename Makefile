@@ -19,7 +19,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve test test-unit test-notebooks test-browser \
-	notebooks mutants bench format lint lock repository clean
+	notebooks mutants bench bench-pages format lint lock repository clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ mutants: env ## break the package on purpose: the notebooks must notice every ti
 # In .venv itself: torch is pinned there already, as an oracle of the tests.
 bench: env ## the stack's speed against flax.nnx and torch, about 12 minutes (ARGS=--quick)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-pages: book ## HTML validity and Lighthouse, every page, 15 minutes and more (ARGS="--pages index")
+	$(BIN)/python -m benchmarks.pages $(ARGS)
 
 format: env ## format the Python files and the notebooks
 	$(BIN)/ruff format

@@ -23,6 +23,8 @@ KATEX = Path(__file__).resolve().parents[1] / "static/vendor/katex/katex.min.js"
 TYPESET = """(tex, displayMode) => JSON.stringify(
     katex.renderToString(tex, {displayMode, throwOnError: true, strict: 'error'}))"""
 PUNCTUATION = re.compile(r"[,.;:!?)\]’”]+")
+HEIGHT = re.compile(r'class="strut" style="height:([\d.]+)em')
+NOT_HTML = re.compile(r' columnspacing=""|height:-[\d.]+em;')  # KaTeX writes both; neither is valid
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +44,10 @@ def typeset(tex: str, display: bool = False) -> str:
       ValueError: KaTeX cannot read it; the message says where it stopped.
     """
     try:
-        return json.loads(_katex()(tex, display))
+        equation = json.loads(_katex()(tex, display))
     except quickjs.JSException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    return NOT_HTML.sub("", equation)
 
 
 def _typeset(node: nodes.math | nodes.math_block, tex: str, display: bool) -> str:
@@ -65,8 +68,11 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     if r"\\" in tex and not node.get("nowrap") and not tex.startswith(r"\begin"):
         tex = rf"\begin{{split}}{tex}\end{{split}}"
     # The keyboard can scroll what the mouse can; which equations are wide depends on the window.
-    self.body.append(self.starttag(node, "div", CLASS="math", TABINDEX="0"))
-    self.body.append(_typeset(node, tex, True))
+    equation = _typeset(node, tex, True)
+    height = max(map(float, HEIGHT.findall(equation)), default=1)  # book.css tells what it is for
+    style = f"--em: {height:.2f}"
+    self.body.append(self.starttag(node, "div", CLASS="math", TABINDEX="0", STYLE=style))
+    self.body.append(equation)
     if node["number"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")

@@ -41,6 +41,8 @@ CODE = re.compile(
     r"(?:<span></span>)?(?P<code>.*?)</pre>",
     re.DOTALL,
 )
+PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
+NOT_SEEN = re.compile(r'<span class="katex-mathml">.*?</math></span>|<[^>]*>', re.DOTALL)
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
 
 
@@ -55,16 +57,22 @@ def page_context(
     context["metatags"] = ""  # the template has the only one it would hold
     if "body" in context:
         numbers = count()
-        body = CODE.sub(lighter, context["body"])
+        body = PARAGRAPH.sub(sized_text, CODE.sub(lighter, context["body"]))
         context["body"] = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
 
 
 def lighter(block: re.Match[str]) -> str:
-    """Let the browser lay out a block of code when it comes near, and say how large it will be."""
+    """Return a block of code without marks that colour nothing, and with its size for book.css."""
     code = PLAIN.sub(r"\1", block["code"])
     lines = html.unescape(re.sub("<[^>]*>", "", code)).splitlines()
     size = f"--lines: {len(lines)}; --columns: {max(map(len, lines), default=0)}"
     return f'{block["start"]}<code class="later" style="{size}">{code}</code></pre>'
+
+
+def sized_text(paragraph: re.Match[str]) -> str:
+    """Return a paragraph with the number of its characters for book.css."""
+    text = html.unescape(NOT_SEEN.sub("", paragraph[1]))
+    return f'<p style="--chars: {len(text)}">{paragraph[1]}</p>'
 
 
 def describe(doctree: nodes.document | None) -> str:
