@@ -27,6 +27,7 @@ NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # dead without a kernel, ids are random
 MEASURED_TAG = "measured"  # on a cell whose figure shows measured values
 SETUP_CELL = """\
 # Run this cell first. It installs the book's package where it is missing, as in Colab.
@@ -90,6 +91,7 @@ def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = nbformat.from_dict({})
+                output.get("data", {}).pop(WIDGET_VIEW, None)
                 if output.output_type == "execute_result":
                     output.execution_count = cell.execution_count
     return notebook
