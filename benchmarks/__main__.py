@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks import contenders, measure, report
 from benchmarks.contenders import CELLS, TASKS, Disagreement, Shape
+from benchmarks.products import products_alone
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = (
@@ -53,10 +54,10 @@ def compare(cell: str, shape: Shape, against: list[str], rounds: int, peak: floa
             contenders.verify(ours, rival)
         except Disagreement as error:
             raise Disagreement(f"{cell}, {shape}: {error}") from None
-    rows = []
+    rows, floor = [], products_alone(cell, shape)
     for task, passes in zip(TASKS, (1, 3)):  # a gradient costs two more forward passes
-        runs = [contender.tasks[task] for contender in contestants]
-        selects = [contender.select for contender in contestants]
+        runs = [*(contender.tasks[task] for contender in contestants), floor[task]]
+        selects = [*(contender.select for contender in contestants), lambda: None]
         times = measure.interleave(runs, rounds, selects)
         of_peak = passes * shape.flops(cell) / np.median(times[:, 0]) / peak
         rows += [
@@ -69,6 +70,7 @@ def compare(cell: str, shape: Shape, against: list[str], rounds: int, peak: floa
                 "ours_seconds": measure.quartiles(times[:, 0]),
                 "theirs_seconds": measure.quartiles(times[:, index]),
                 "ratio": measure.quartiles(times[:, index] / times[:, 0]),
+                "limit": measure.quartiles(times[:, index] / times[:, -1]),
                 "percent_of_peak": 100 * float(of_peak),
             }
             for index, rival in enumerate(rivals, start=1)

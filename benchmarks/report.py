@@ -97,6 +97,7 @@ def summarize(rows: list[Row]) -> list[Row]:
                 "against": against,
                 "task": task,
                 "geometric_mean": geometric_mean(row["ratio"]["median"] for row in members),
+                "limit": geometric_mean(row["limit"]["median"] for row in members),
                 "minimum": worst["ratio"]["median"],
                 "minimum_at": f"{worst['cell']} {worst['shape']}",
             }
@@ -116,11 +117,12 @@ def table(results: Row) -> str:
         "",
         "Ratios are their time over ours: above 1, ours is faster. Median (quartiles) of rounds in "
         "turn.",
+        f"Limit: {rivals[0]}'s time over that of the matrix products alone." if rivals else "",
     ]
     for cell in dict.fromkeys(row["cell"] for row in rows):
         own = [row for row in rows if row["cell"] == cell]
         shown = [rival for rival in rivals if any(row["against"] == rival for row in own)]
-        head = f"{cell:26}{'task':10}{'ours':>10}{'of peak':>9}  "
+        head = f"{cell:26}{'task':10}{'ours':>10}{'of peak':>9}{'limit':>7}  "
         lines += ["", head + "".join(f"{rival:22}" for rival in shown).rstrip()]
         for shape in dict.fromkeys(row["shape"] for row in own):
             for task in TASKS:
@@ -128,7 +130,7 @@ def table(results: Row) -> str:
                 first = line[0]
                 lines.append(
                     f"{shape:26}{task:10}{first['ours_seconds']['median'] * 1e3:>7.2f} ms"
-                    f"{first['percent_of_peak']:>7.1f} %  "
+                    f"{first['percent_of_peak']:>7.1f} %{_short(first['limit']['median']):>7}  "
                     + "".join(f"{_ratio(row['ratio']):22}" for row in line).rstrip()
                 )
         lines += _summary_lines(results["summary"], cell, shown)
@@ -163,10 +165,15 @@ def _summary_lines(summary: list[Row], cell: str, rivals: list[str]) -> list[str
     """The lines at the foot of a table; `rivals` are its columns."""
     found = {(row["against"], row["task"]): row for row in summary if row["cell"] == cell}
     lines = []
-    for key, label in {"geometric_mean": "geometric mean", "minimum": "minimum"}.items():
+    labels = {
+        "geometric_mean": "geometric mean",
+        "minimum": "minimum",
+        "limit": "mean of the limits",
+    }
+    for key, label in labels.items():
         for task in TASKS:
             numbers = "".join(f"{_short(found[rival, task][key]):>5}{'':17}" for rival in rivals)
-            lines.append(f"{label:26}{task:31}{numbers}".rstrip())
+            lines.append(f"{label:26}{task:38}{numbers}".rstrip())
     return lines
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import contenders, measure, report
+from benchmarks import contenders, measure, products, report
 from benchmarks.contenders import CELLS, Disagreement, Shape, make_contenders, verify
 
 TINY = Shape(3, 5, 2, 4)
@@ -33,6 +33,21 @@ def test_shapes_are_read_as_they_are_written_and_count_the_work():
     assert ragged.flops("GRUCell") * 15 == TINY.flops("GRUCell") * ragged.lengths.sum()
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_limit_multiplies_all_that_an_implementation_must_and_nothing_else(cell):
+    """As XLA counts the compiled programs: products in a loop once, those of all steps in full."""
+    steps, rows, features, hidden = 8, 4, 64, 128
+    functions, arguments = products.programs(cell, Shape(rows, steps, features, hidden))
+    expected = {
+        "forward": steps * features + hidden,
+        "training": 2 * steps * features + 2 * hidden + steps * hidden,
+    }
+    for task, per_number in expected.items():
+        counted = functions[task].lower(*arguments).compile().cost_analysis()["flops"]
+        multiplied = 2 * rows * contenders.GATES[cell] * hidden * per_number
+        assert multiplied <= counted < 1.01 * multiplied
+
+
 def test_turns_alternate_and_the_order_turns_round():
     calls = []
     runs = [lambda name=name: calls.append(name) or measure.time.sleep(0.03) for name in "ab"]
@@ -44,7 +59,7 @@ def test_turns_alternate_and_the_order_turns_round():
 def test_summaries_keep_the_faster_torch_and_the_worst_shape():
     def row(shape, against, ratio):
         row = {"cell": "GRUCell", "shape": shape, "task": "forward", "against": against}
-        return row | {"ratio": {"median": ratio}}
+        return row | {"ratio": {"median": ratio}, "limit": {"median": 2 * ratio}}
 
     rows = [
         row("1x1x1x1", "torch, 1 thread", 4.0),
@@ -56,6 +71,7 @@ def test_summaries_keep_the_faster_torch_and_the_worst_shape():
     best = found["GRUCell", report.FASTER_TORCH]
     assert best["geometric_mean"] == pytest.approx(2.0)
     assert (best["minimum"], best["minimum_at"]) == (1.0, "GRUCell 2x2x2x2")
+    assert best["limit"] == pytest.approx(4.0)
     assert found["all", "torch, all threads"]["geometric_mean"] == pytest.approx(3.0)
 
 
@@ -137,7 +153,7 @@ def test_the_smallest_quick_problem_runs_and_is_written(monkeypatch, capsys, tmp
         assert (row["cell"], row["shape"], row["rounds"]) == ("GRUCell", shape, 2)
         for sample in ("ours_seconds", "theirs_seconds", "ratio"):
             assert 0 < row[sample]["q1"] <= row[sample]["median"] <= row[sample]["q3"]
-        assert row["percent_of_peak"] > 0
+        assert row["percent_of_peak"] > 0 and row["limit"]["median"] > 0
     for kind in ("memory", "eager", "compile"):
         (row,) = results[kind]
         assert row["ours"] > 0 and row["theirs"] > 0
