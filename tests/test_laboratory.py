@@ -94,7 +94,7 @@ def test_the_controls_have_names_and_kinds_that_a_screen_reader_can_say():
 @pytest.mark.parametrize(
     ("function", "controls", "message"),
     [
-        (lambda length=1: None, {"lenght": [1]}, r"a control for `lenght`.* has the arguments len"),
+        (lambda length=1: None, {"lengths": [1]}, r"a control for `lengths`.* the arguments len"),
         (lambda length=1, units=2: None, {"length": [1]}, r"no control for `units`.*units=\[\.\."),
         (lambda length: None, {"length": [1]}, r"`length` has no default.* Write length=\.\.\."),
         (lambda length=3: None, {"length": [1, 2]}, r"begins with 3, .*the choices \[1, 2\]"),
