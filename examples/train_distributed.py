@@ -1,0 +1,289 @@
+"""Train chapter 9's network on any number of devices and processes; kill it and start it again.
+
+    python examples/train_distributed.py                            one process, all its devices
+    python examples/train_distributed.py --devices 8                a CPU that counts as 8 devices
+    python examples/train_distributed.py --processes 2 --devices 4  two processes on this machine
+
+On a cluster, start one process on each host:
+
+    python examples/train_distributed.py --cluster                  Slurm, Kubernetes, Cloud TPU
+    python examples/train_distributed.py --processes 2 --process 0 --coordinator 10.0.0.1:1234
+
+Whenever it stops, for whatever reason, start it again with the same arguments: it goes on from the
+last checkpoint. A step's batch depends on the step's number alone, and a checkpoint holds all that
+the next step needs, so no step is lost or repeated, and on the same machine the final loss is the
+same to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import unrolled
+from unrolled.lab.datasets import japanese_vowels
+
+SPEAKERS = 9
+AGAIN = "Start again with the same arguments: training goes on from the last checkpoint."
+HEARTBEAT = 10  # seconds without a sign of life after which a process counts as gone
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=300, help="updates in all")
+    parser.add_argument("--batch", type=int, default=48, help="utterances in an update")
+    parser.add_argument("--hidden", type=int, default=24, help="units in each direction")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="folder")
+    parser.add_argument("--every", type=int, default=20, help="steps between two checkpoints")
+    parser.add_argument("--devices", type=int, help="how many devices a CPU counts as")
+    parser.add_argument("--cut-units", type=int, default=1, help="devices that share the units")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, help="which of them this is; without it, all start")
+    parser.add_argument("--coordinator", help="host:port of process 0")
+    parser.add_argument("--cluster", action="store_true", help="ask the cluster for all three")
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class SpeakerNet(nnx.Module):
+    """Scores for nine speakers; the units of both layers are cut over the mesh's axis `model`."""
+
+    def __init__(self, hidden: int, *, rngs: nnx.Rngs):
+        columns = {
+            "kernel_metadata": {"out_sharding": (None, "model")},
+            "recurrent_kernel_metadata": {"out_sharding": (None, "model")},
+            "bias_metadata": {"out_sharding": ("model",)},
+        }
+        forwards, backwards = (
+            unrolled.LSTMCell(12, hidden, rngs=rngs, **columns) for _ in range(2)
+        )
+        self.forwards = unrolled.RNN(forwards, rngs=False)
+        self.backwards = unrolled.RNN(backwards, reverse=True, rngs=False)
+        self.readout = nnx.Linear(2 * hidden, SPEAKERS, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
+        layers = (self.forwards, self.backwards)
+        sums = [layer(inputs, seq_lengths=lengths).sum(axis=1) for layer in layers]
+        return self.readout(jnp.concatenate(sums, axis=-1) / lengths[:, None])
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train from the last checkpoint, or from the beginning, to the last step."""
+    num_devices = jax.device_count()
+    if num_devices % arguments.cut_units or arguments.batch % num_devices:
+        sys.exit(
+            f"There are {num_devices} devices: --cut-units must divide that, and it must divide "
+            f"--batch, which is {arguments.batch}."
+        )
+    mesh = jax.make_mesh(
+        (num_devices // arguments.cut_units, arguments.cut_units),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+    )
+    with jax.set_mesh(mesh):
+        update, state, batch_of = prepare(arguments, mesh)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        folder = arguments.checkpoints.absolute()
+        with ocp.CheckpointManager(folder, options=options) as manager:
+            begin = manager.latest_step() or 0
+            if begin:
+                shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+                state = manager.restore(begin, args=ocp.args.StandardRestore(shapes))
+                tell(f"Going on from step {begin}.")
+            progress = Progress(begin, arguments.steps)
+            for step in range(begin, arguments.steps):
+                state = update(state, step, *batch_of(step))
+                done = step + 1
+                if done % arguments.every == 0 or done == arguments.steps:
+                    manager.save(done, args=ocp.args.StandardSave(state))
+                progress.show(done, state["losses"])
+            manager.wait_until_finished()
+    report(state)
+
+
+def prepare(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> tuple:
+    """Make the compiled update, the state before the first step, and the batches."""
+    utterances, speakers = japanese_vowels("train")
+    frames = np.concatenate(utterances)
+    normalised = [(u - frames.mean(axis=0)) / frames.std(axis=0) for u in utterances]
+    inputs, lengths = unrolled.pad_sequences(normalised)
+    over_batch = NamedSharding(mesh, PartitionSpec("data"))
+
+    def batch_of(step: int) -> list[jax.Array]:
+        """The batch of a step, cut between the devices; it depends on the step's number alone."""
+        rng = np.random.default_rng([arguments.seed, step])
+        rows = rng.choice(len(speakers), arguments.batch, replace=False)
+        return [
+            jax.make_array_from_callback(
+                (len(rows), *array.shape[1:]),
+                over_batch,
+                lambda share, array=array: array[rows[share[0]]],
+            )
+            for array in (inputs, lengths, speakers)
+        ]
+
+    graphdef, params, rest = nnx.split(
+        SpeakerNet(arguments.hidden, rngs=nnx.Rngs(arguments.seed)), nnx.Param, ...
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    params = nnx.to_pure_dict(params)
+    state = {
+        "params": params,
+        "optimizer": jax.tree.map(jnp.asarray, optimizer.init(params)),
+        "losses": jax.device_put(np.full(arguments.steps, np.inf, np.float32), everywhere),
+    }
+
+    def on_mesh(array: jax.Array) -> NamedSharding:
+        return array.sharding if isinstance(array.sharding, NamedSharding) else everywhere
+
+    shardings = jax.tree.map(on_mesh, state)
+
+    def loss_of(params, inputs, lengths, speakers):
+        scores = nnx.merge(graphdef, params, rest)(inputs, lengths)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, speakers).mean()
+
+    def update(state, step, *batch):
+        loss, gradient = jax.value_and_grad(loss_of)(state["params"], *batch)
+        change, memory = optimizer.update(gradient, state["optimizer"])
+        return {
+            "params": optax.apply_updates(state["params"], change),
+            "optimizer": memory,
+            "losses": state["losses"].at[step].set(loss),
+        }
+
+    compiled = jax.jit(update, out_shardings=shardings, donate_argnums=0)
+    return compiled, jax.device_put(state, shardings), batch_of
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Say something once, however many processes there are."""
+    if jax.process_index() == 0:
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar that is drawn anew on a terminal, and one line for each tenth elsewhere."""
+
+    def __init__(self, begin: int, steps: int):
+        self.begin, self.steps = begin, steps
+        self.start = self.last = time.monotonic()
+
+    def show(self, done: int, losses: jax.Array) -> None:
+        now, on_terminal = time.monotonic(), sys.stderr.isatty()
+        tenth = done * 10 // self.steps > (done - 1) * 10 // self.steps
+        if not (tenth or (on_terminal and now - self.last > 0.2)):
+            return
+        self.last = now
+        filled = 30 * done // self.steps
+        left = (now - self.start) / (done - self.begin) * (self.steps - done)
+        bar = f"[{'#' * filled}{'.' * (30 - filled)}] {done}/{self.steps}"
+        loss = np.asarray(losses.addressable_data(0))[done - 1]
+        text = f"{bar}  loss {loss:.4f}  {left:.0f} s left "
+        tell(f"\r{text}", end="\n" if done == self.steps else "") if on_terminal else tell(text)
+
+
+def report(state: dict) -> None:
+    """Print the final loss, exactly, and a fingerprint of all parameters and all losses."""
+    whole = multihost_utils.process_allgather((state["params"], state["losses"]), tiled=True)
+    if jax.process_index() == 0:
+        digest = hashlib.sha256()
+        for array in jax.tree.leaves(whole):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        losses = np.asarray(whole[1])
+        print(f"steps: {np.isfinite(losses).sum()}")
+        print(f"final loss: {float(losses[-1])!r}")
+        print(f"fingerprint: {digest.hexdigest()}", flush=True)
+
+
+def free_address() -> str:
+    """An address on this machine where a coordinator can listen."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start_all(arguments: argparse.Namespace) -> int:
+    """Start every process on this machine; when one fails, none is left behind."""
+    command = [sys.executable, *sys.argv, "--coordinator", free_address(), "--with-parent"]
+    # A process whose input ends knows that this one is gone, even if it was killed.
+    processes = [
+        subprocess.Popen([*command, "--process", str(index)], stdin=subprocess.PIPE)
+        for index in range(arguments.processes)
+    ]
+    try:
+        while None in (codes := [process.poll() for process in processes]):
+            failed = [index for index, code in enumerate(codes) if code]
+            if failed:
+                print(f"Process {failed[0]} is gone. {AGAIN}", file=sys.stderr, flush=True)
+                break  # the others could only wait for it
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return int(any(process.returncode for process in processes))
+
+
+def stop_with_parent() -> None:
+    """End this process when the one that started it ends."""
+
+    def watch():
+        os.read(sys.stdin.fileno(), 1)  # returns when the other end is closed
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.processes > 1 and arguments.process is None:
+        return start_all(arguments)
+    if arguments.with_parent:
+        stop_with_parent()
+    if arguments.devices:
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if arguments.cluster:
+        jax.distributed.initialize()
+    elif arguments.processes > 1:
+        jax.distributed.initialize(
+            arguments.coordinator,
+            arguments.processes,
+            arguments.process,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    try:
+        train(arguments)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        message = (
+            f"Process {jax.process_index()} stops, perhaps since another one is gone: {reason}"
+        )
+        print(f"{message}. {AGAIN}", file=sys.stderr, flush=True)
+        os._exit(1)  # an orderly exit would wait for the others
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()  # wait for the others, which may still ask the coordinator
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
