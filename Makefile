@@ -18,7 +18,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve test test-unit test-notebooks test-browser \
+.PHONY: help env book serve pdf zip test test-unit test-notebooks test-browser \
 	notebooks mutants bench bench-pages format lint lock repository clean
 
 help: ## list the commands
@@ -42,6 +42,13 @@ book: env ## build the HTML book into _build/html, warnings are errors
 serve: book ## build the book and serve it on localhost
 	@echo "Serving the book on http://localhost:$(PORT); stop with Ctrl-C."
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+pdf: book ## print the whole book as _build/unrolled.pdf, and check its links; some minutes
+	@$(BIN)/python tools/chromium.py
+	$(BIN)/python tools/pdf.py
+
+zip: book ## pack the built book as _build/unrolled.zip, to read without a network
+	$(BIN)/python tools/pack.py
 
 test: lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
 

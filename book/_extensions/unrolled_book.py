@@ -147,6 +147,21 @@ class ExplorerDirective(SphinxDirective):
         return [nodes.raw("", explorer._repr_html_(), format="html")]
 
 
+class DownloadsDirective(SphinxDirective):
+    """Say where the book can be had as a PDF and as a zip: beside the published pages."""
+
+    def run(self) -> list[nodes.Node]:
+        site = find_site(Path(self.env.srcdir))
+        if site is None:
+            return []
+        text = (
+            f"**Take it along.** The whole book as a [PDF]({site}unrolled.pdf), to print, or as a "
+            f"[zip]({site}unrolled.zip) of these pages, which needs no network: unpack it and open "
+            "`index.html`."
+        )
+        return self.parse_text_to_nodes(text)
+
+
 class ExercisesDirective(SphinxDirective):
     """List every exercise of the book, chapter by chapter, with its difficulty and its place."""
 
@@ -193,6 +208,7 @@ class SelfChecks(SphinxTransform):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("explorer", ExplorerDirective)
+    app.add_directive("downloads", DownloadsDirective)
     app.add_directive("exercises", ExercisesDirective)
     app.add_transform(SelfChecks)
     app.connect("config-inited", configure)
