@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.programs import equations
-from unrolled import scan
+from unrolled import layers, scan
 from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
-from unrolled.layers import RNN, _scan_cell
+from unrolled.layers import RNN, _fast_recurrence, _scan_cell
 from unrolled.scan import Recurrence, Weights, gate_uses, scan_recurrence
 
 CELLS = {
@@ -265,6 +265,13 @@ def test_cells_it_cannot_know_run_by_the_plain_scan():
     learned = RNN(make_cell("simple", activation_fn=Scaled()), rngs=False)
     gradient = nnx.grad(lambda rnn: rnn(x).sum())(learned)
     assert float(jnp.abs(gradient["cell"]["activation_fn"]["scale"][...])) > 0
+
+
+def test_a_jax_that_cannot_transpose_it_runs_the_plain_scan(monkeypatch):
+    cell = make_cell("gru")
+    assert _fast_recurrence(cell, make_carry(cell, (2,))) is not None
+    monkeypatch.setattr(layers, "TRANSPOSABLE", False)
+    assert _fast_recurrence(cell, make_carry(cell, (2,))) is None
 
 
 def test_gates_that_mix_are_told_from_those_that_do_not():

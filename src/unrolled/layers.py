@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unrolled.scan import Recurrence, gate_uses, scan_recurrence
+from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
 
@@ -380,7 +380,7 @@ def _try_one_step(
 def _fast_recurrence(cell: Any, carry: Any) -> Recurrence | None:
     """What the fast scan needs to know of a cell; None if only the general scan can run it."""
     recurrence = cell.recurrence() if hasattr(cell, "recurrence") else None
-    if recurrence is None:
+    if recurrence is None or not TRANSPOSABLE:
         return None
     uses = gate_uses(
         recurrence.gate, tuple(jax.tree.leaves(carry)), len(recurrence.weights.kernels)

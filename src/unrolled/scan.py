@@ -29,6 +29,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+# Before 0.10, JAX could not transpose a scan within a derivative of one's own: there `RNN` runs
+# every cell by the general scan.
+TRANSPOSABLE = jax.__version_info__ >= (0, 10)
+
 CHUNK_SIZE = 2**17  # numbers of one gate that a chunk of steps may hold, so that it stays in cache
 CHUNK_STEPS = (16, 128)  # the fewest and the most steps of a chunk
 SPREAD_SIZE = 2**23  # the same over devices, where every chunk exchanges its gradients
