@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import unrolled
+
 EXTENSIONS = Path(__file__).resolve().parents[1] / "book/_extensions"
 
 
@@ -125,3 +127,15 @@ def test_only_the_rules_that_can_match_are_published():
         "p{color: red}.here:not(.gone):is(.gone, b){color: green}"
         "@media (width < 9em) {.here{color: red}}@font-face { font-family: X }"
     )
+
+
+def test_every_public_name_belongs_to_a_chapter_that_exists():
+    links = load("unrolled_links")
+    for name in unrolled.__all__:
+        assert links.built_in(name), f"which chapter builds {name}? Say so in unrolled_links.py"
+    assert links.built_in("convert.from_torch") == "06_cells"
+    assert links.built_in("convert.to_lstm") == "07_lstm"
+    assert links.built_in("scan.Weights") == "11_speed"
+    assert links.built_in("RNN.__call__") is None and links.built_in("gru") is None
+    for chapter in links.CHAPTERS:
+        assert (EXTENSIONS.parent / f"{chapter}.ipynb").exists()

@@ -53,6 +53,7 @@ def page_context(
     styles = [str(style.filename).removeprefix("_static/") for style in context["css_files"]]
     app.builder.unrolled_styles = THEME_STYLES + styles
     context["style"] = STYLE
+    context["site"] = app.config.html_baseurl
     context["description"] = describe(doctree)
     context["metatags"] = ""  # the template has the only one it would hold
     if "body" in context:
