@@ -112,6 +112,8 @@ def train(arguments: argparse.Namespace) -> None:
             progress = Progress(begin, arguments.steps)
             for step in range(begin, arguments.steps):
                 state = update(state, step, *batch_of(step))
+                if jax.default_backend() == "cpu":
+                    jax.block_until_ready(state)  # many devices on few cores must not run ahead
                 done = step + 1
                 if done % arguments.every == 0 or done == arguments.steps:
                     manager.save(done, args=ocp.args.StandardSave(state))
