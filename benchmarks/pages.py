@@ -12,6 +12,7 @@ import argparse
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import statistics
@@ -173,6 +174,11 @@ def main() -> int:
     if arguments.validity:
         return bool(problems)
 
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    if load > cores / 2:
+        print(
+            f"\nThis machine is busy ({load:.1f} processes, {cores} cores): phones will look slow."
+        )
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(GzipHandler, directory=BOOK)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         home = f"http://127.0.0.1:{server.server_port}"
