@@ -23,9 +23,7 @@ from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import yaml
-
-from tools import chromium
+from tools import chromium, toc
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "_build" / "html"
@@ -68,14 +66,6 @@ class GzipHandler(SimpleHTTPRequestHandler):
 @cache
 def compressed(path: Path) -> bytes:
     return gzip.compress(path.read_bytes(), 6)
-
-
-def pages() -> list[str]:
-    """Return the pages that _toc.yml names, such as book/index."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    entries = [entry for part in toc["parts"] for entry in part["chapters"]]
-    entries += [section for entry in entries for section in entry.get("sections", [])]
-    return [toc["root"], *(entry["file"] for entry in entries)]
 
 
 def install() -> None:
@@ -166,7 +156,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="measure a page at most so often")
     parser.add_argument("--validity", action="store_true", help="check the HTML and nothing else")
     arguments = parser.parse_args()
-    names = [f"book/{name}" for name in arguments.pages] if arguments.pages else pages()
+    names = [f"book/{name}" for name in arguments.pages] if arguments.pages else toc.pages()
     install()
 
     problems = invalid(names)

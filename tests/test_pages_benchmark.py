@@ -8,6 +8,7 @@ from functools import partial
 from http.server import ThreadingHTTPServer
 
 from benchmarks import pages
+from tools import toc
 
 
 def visit(performance, accessibility=100):
@@ -32,7 +33,7 @@ def test_the_median_of_the_speed_counts_and_the_worst_of_all_else():
 
 
 def test_every_page_of_the_contents_is_measured():
-    names = pages.pages()
+    names = toc.pages()
     assert names[0] == "book/index"
     assert {"book/02_gates", "book/solutions/02_gates", "book/api/gru"} < set(names)
 

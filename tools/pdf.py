@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-import yaml
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, sync_playwright
 from pypdf import PdfReader, PdfWriter
@@ -27,7 +26,7 @@ from pypdf.generic import DictionaryObject, NameObject, TextStringObject
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools import chromium  # noqa: E402
+from tools import chromium, toc  # noqa: E402
 
 BOOK = ROOT / "_build" / "html"
 STYLE = Path(__file__).with_name("pdf.css")
@@ -54,18 +53,6 @@ READY = """async () => {
   await Promise.all([...document.images].map(image => image.decode()));
   await document.fonts.ready;
 }"""
-
-
-def parts() -> list[tuple[str, list[str]]]:
-    """Return the parts of the book, each with its pages, from _toc.yml."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    found = [("", [toc["root"]])]
-    for part in toc["parts"]:
-        pages = []
-        for entry in part["chapters"]:
-            pages += [entry["file"], *(section["file"] for section in entry.get("sections", []))]
-        found.append((part["caption"], pages))
-    return found
 
 
 def anchor(page: str, place: str = "") -> str:
@@ -299,7 +286,9 @@ def main() -> int:
     parser.add_argument("--pages", nargs="+", metavar="NAME", help="such as 02_gates or api/gru")
     parser.add_argument("--output", type=Path, default=ROOT / "_build/unrolled.pdf")
     arguments = parser.parse_args()
-    chosen = [("", [f"book/{page}" for page in arguments.pages])] if arguments.pages else parts()
+    chosen = (
+        [("", [f"book/{page}" for page in arguments.pages])] if arguments.pages else toc.parts()
+    )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.find())
         problems = print_pdf(browser, chosen, arguments.output.absolute())

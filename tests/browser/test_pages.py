@@ -11,12 +11,12 @@ from pathlib import Path
 from urllib.parse import quote, urldefrag
 
 import pytest
-import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 import unrolled
 from tests.browser.conftest import BOOK, DESKTOP, PHONE, settle, watch
+from tools import toc
 
 pytestmark = pytest.mark.browser
 
@@ -201,24 +201,15 @@ def anchors(path: Path) -> set[str]:
     return Anchors(path.read_text(encoding="utf-8")).ids
 
 
-def table_of_contents() -> list[str]:
-    """Return the pages that _toc.yml names, without their suffix."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    entries = [entry for part in toc["parts"] for entry in part["chapters"]]
-    entries += [section for entry in entries for section in entry.get("sections", [])]
-    files = [toc["root"], *(entry["file"] for entry in entries)]
-    return [re.sub(r"\.(ipynb|md)$", "", name) for name in files]
-
-
 def test_every_page_of_the_contents_is_built_and_no_other():
-    pages = {f"{name}.html" for name in table_of_contents()}
+    pages = {f"{name}.html" for name in toc.pages()}
     assert set(PAGES) == pages | {"search.html"}
 
 
 @pytest.mark.xdist_group("book/index.html")
 def test_home_leads_to_every_chapter(visit, book_server):
     links = {urldefrag(link).url for link in visit("book/index.html", "light").links}
-    chapters = [name for name in table_of_contents() if re.fullmatch(r"book/\d\d_\w+", name)]
+    chapters = [name for name in toc.pages() if re.fullmatch(r"book/\d\d_\w+", name)]
     missing = [name for name in chapters if f"{book_server}/{name}.html" not in links]
     assert not missing, f"add to the map in book/index.md: {missing}"
 
