@@ -10,17 +10,16 @@ const noise = (seed = 1) => () => {
 
 const dot = (a, b) => a.reduce((total, value, i) => total + value * b[i], 0);
 
-// The largest singular value: pairs of columns are turned until all are at right angles, which
-// changes no singular value; then they are the columns' lengths (one-sided Jacobi).
-const norm = (matrix) => {
-  const columns = matrix[0].map((_, j) => matrix.map((row) => row[j]));
+// Turns pairs of columns until all are at right angles, which changes no singular value of their
+// matrix; then these are the columns' lengths (one-sided Jacobi).
+const straighten = (columns) => {
   for (let sweep = 0, turned = true; turned && sweep < 40; sweep++) {
     turned = false;
     for (let p = 0; p < columns.length; p++) {
       for (let q = 0; q < p; q++) {
         const [a, b] = [columns[p], columns[q]];
         const [aa, bb, ab] = [dot(a, a), dot(b, b), dot(a, b)];
-        if (ab * ab <= 1e-28 * aa * bb) continue;
+        if (ab * ab <= 1e-20 * aa * bb) continue;
         turned = true;
         const zeta = (bb - aa) / (2 * ab);
         const tan = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta));
@@ -30,7 +29,6 @@ const norm = (matrix) => {
       }
     }
   }
-  return Math.sqrt(Math.max(...columns.map((c) => dot(c, c))));
 };
 
 const power = (value) => value.toExponential(2).replace("-", "−").replace("+", "");
@@ -48,13 +46,15 @@ class Gradient extends Explorer {
   compute({ radius, strength, steps }) {
     const U = this.given.U.map((row) => row.map((u) => radius * u));
     const next = noise();
-    let h = U.map(() => 0), product = U.map((_, i) => U.map((_, j) => +(i === j)));
+    let h = U.map(() => 0);
+    let columns = U.map((_, i) => U.map((_, j) => +(i === j))); // the product, turned; almost straight from step to step
     const norms = [], slopes = [];
     for (let t = 0; t < steps; t++) {
       h = U.map((row) => Math.tanh(dot(row, h) + strength * next()));
       const slope = h.map((x) => 1 - x * x);
-      product = U.map((row, i) => U.map((_, j) => slope[i] * row.reduce((sum, u, k) => sum + u * product[k][j], 0)));
-      norms.push(norm(product));
+      columns = columns.map((column) => U.map((row, i) => slope[i] * dot(row, column)));
+      straighten(columns);
+      norms.push(Math.sqrt(Math.max(...columns.map((c) => dot(c, c)))));
       slopes.push(slope.reduce((a, b) => a + b) / slope.length);
     }
     const below = norms.findIndex((value) => value < 0.01);
