@@ -47,6 +47,7 @@ def opened(browser: Browser, book_server: str) -> Iterator[Callable[[str], Locat
             pages[chapter] = context.new_page()
             pages[chapter].goto(chapter)
             settle(pages[chapter])
+        pages[chapter].bring_to_front()  # behind another, a page draws only once a second
         explorer = pages[chapter].locator(f"unrolled-{name}").first
         explorer.scroll_into_view_if_needed()
         explorer.get_by_role("button", name="Reset").click()
