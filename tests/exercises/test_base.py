@@ -9,7 +9,14 @@ import pytest
 
 from unrolled.lab import exercises
 from unrolled.lab.exercises import Exercise, NotStarted, Wrong, judge
-from unrolled.lab.exercises._base import exercise, expect_array, expect_close, run
+from unrolled.lab.exercises._base import (
+    Criterion,
+    exercise,
+    expect_array,
+    expect_close,
+    rubric,
+    run,
+)
 
 
 def double(x):
@@ -118,3 +125,16 @@ def test_registering_twice_or_with_an_unknown_difficulty_is_refused():
         exercise(number, "again", "easy")
     with pytest.raises(ValueError, match="difficulty is 'brutal'"):
         exercise("0.2", "new", "brutal")
+
+
+def test_a_rubric_lists_what_is_met_and_advises_on_the_first_criterion_that_is_not():
+    fast = Criterion("fast", True, found="3 steps")
+    small = Criterion("small", False, "Leave something out.", "9 kB")
+    score = rubric([fast], extra=[small])
+    assert score.splitlines() == [
+        "1 of 2 criteria are met.",
+        "    [x] fast (3 steps)",
+        "    [ ] extra: small (9 kB)",
+    ]
+    with pytest.raises(Wrong, match=r"1 of 2(?s:.*)\[ \] small(?s:.*)Next: small. Leave some"):
+        rubric([fast, small])

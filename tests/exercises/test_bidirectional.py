@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import unrolled
 from unrolled.lab.exercises import EXERCISES, judge
@@ -330,3 +331,59 @@ def test_10_4_starter_and_right_answer():
     assert verdict("10.4", unshuffle_starter)[0] == "not started"
     found, message = verdict("10.4", unshuffle)
     assert found == "right" and "all neighbours" in message
+
+
+# 10.5
+
+
+class Windows(nnx.Module):
+    """Detectors over five neighbouring points, without a recurrence: quick to compile."""
+
+    def __init__(self, rngs, units=16, summary=lambda x: x.max(axis=1), crop=40, scale=1.0):
+        self.hidden = nnx.Linear(9, units, rngs=rngs)
+        self.readout = nnx.Linear(units, 10, rngs=rngs)
+        self.summary, self.crop, self.scale = summary, crop, scale
+
+    def __call__(self, inputs):
+        padded = jnp.pad(inputs[:, : self.crop], ((0, 0), (4, 4), (0, 0)))
+        shifted = [padded[:, start : start + self.crop] for start in range(9)]
+        found = nnx.relu(self.hidden(jnp.concatenate(shifted, axis=-1)))
+        return self.readout(self.scale * self.summary(found))
+
+
+class ByHeart(nnx.Module):
+    """One hidden layer that knows every place."""
+
+    def __init__(self, rngs):
+        self.hidden, self.readout = nnx.Linear(40, 28, rngs=rngs), nnx.Linear(28, 10, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.readout(nnx.relu(self.hidden(inputs[..., 0])))
+
+
+def windows(**options):
+    return lambda rngs: Windows(rngs, **options)
+
+
+def batch_mean(found):
+    return found.mean(axis=1) - found.mean(axis=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (windows(units=200), "Next: at most 1,500 parameters"),
+        (windows(summary=batch_mean), "Next: scores and slopes are finite, and each curve"),
+        (windows(summary=lambda x: x.mean(axis=1), crop=30), "Next: every step of a curve counts"),
+        (ByHeart, "Next: after 300 updates, 70 %"),
+        (lambda rngs: {"a": 1}, "Return the network"),
+        (lambda rngs: nnx.Linear(1, 10, rngs=rngs), "expected scores of shape (5, 10)"),
+    ],
+)
+def test_10_5_names_what_is_missing(answer, words):
+    found, message = verdict("10.5", answer)
+    assert found == "not yet" and words in message, message
+
+
+def test_10_5_starter():
+    assert verdict("10.5", lambda rngs: ...)[0] == "not started"

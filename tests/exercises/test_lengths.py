@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from unrolled.lab.exercises import EXERCISES, judge
 
@@ -395,3 +396,82 @@ def test_9_4_starter_and_right_answer():
     assert verdict("9.4", batches_starter)[0] == "not started"
     found, message = verdict("9.4", batches)
     assert found == "right" and "% of the computed steps" in message
+
+
+# 9.5
+
+
+class PerFrame(nnx.Module):
+    """A sum over frames, with one feature of the frame before: order counts, nothing is a loop."""
+
+    def __init__(self, rngs, clean=True, divide=lambda lengths, _: jnp.maximum(lengths, 1), **more):
+        self.hidden = nnx.Linear(24, 16, rngs=rngs)
+        self.readout = nnx.Linear(16, 9, rngs=rngs)
+        self.clean, self.divide, self.more = clean, divide, more
+
+    def __call__(self, inputs, lengths):
+        mask = (jnp.arange(inputs.shape[1]) < lengths[:, None])[..., None]
+        if self.clean:
+            inputs = jnp.where(mask, inputs, 0)
+        before = jnp.pad(inputs, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        if self.more.get("no order"):
+            before = jnp.zeros_like(before)
+        frames = jnp.tanh(self.hidden(jnp.concatenate([inputs, before], axis=-1)))
+        if self.more.get("multiplies"):
+            frames = frames * mask
+        elif not self.more.get("sums all"):
+            frames = jnp.where(mask, frames, 0)
+        mean = frames.sum(axis=1) / self.divide(lengths, inputs)[:, None]
+        if self.more.get("over the batch"):
+            mean = mean - mean.mean(axis=0)
+        return self.readout(mean)
+
+
+def per_frame(**options):
+    return lambda rngs: PerFrame(rngs, **options)
+
+
+class Lazy(nnx.Module):
+    """Right in all facts, and looks at the first two frames only."""
+
+    def __init__(self, rngs):
+        self.readout = nnx.Linear(24, 9, rngs=rngs)
+
+    def __call__(self, inputs, lengths):
+        mask = (jnp.arange(2) < lengths[:, None])[..., None]
+        return self.readout(jnp.where(mask, inputs[:, :2], 0).reshape(len(inputs), 24) / 100)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (per_frame(divide=lambda lengths, x: jnp.full(len(x), x.shape[1])), "Next: four more"),
+        (per_frame(clean=False, multiplies=True), "Next: NaN in the padding changes no score"),
+        (per_frame(clean=False), "Next: NaN in the padding reaches no gradient"),
+        (per_frame(divide=lambda lengths, _: lengths), "Next: an utterance without frames"),
+        (per_frame(**{"over the batch": True}), "Next: who else is in the batch"),
+        (per_frame(**{"no order": True}), "Next: the order of the frames counts"),
+        (Lazy, "Next: after 100 updates"),
+        (lambda rngs: 3, "Return the network"),
+        (lambda rngs: nnx.Linear(12, 9, rngs=rngs), "TypeError"),
+        (lambda rngs: nnx.Dropout(0.5, rngs=rngs), "nothing to train"),
+    ],
+)
+def test_9_5_names_what_is_missing(answer, words):
+    found, message = verdict("9.5", answer)
+    assert found == "not yet" and words in message, message
+
+
+class Unfinished(nnx.Module):
+    def __init__(self, rngs):
+        self.readout = nnx.Linear(12, 9, rngs=rngs)
+
+    def __call__(self, inputs, lengths):
+        return ...
+
+
+def test_9_5_starters_and_an_answer():
+    assert verdict("9.5", lambda rngs: ...)[0] == "not started"
+    assert verdict("9.5", Unfinished)[0] == "not started"
+    found, message = verdict("9.5", per_frame())
+    assert found == "right" and "of 9 criteria are met" in message, message

@@ -7,8 +7,11 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
+import unrolled
 from unrolled.lab.exercises import EXERCISES, judge
+from unrolled.scan import Recurrence, Weights
 
 
 def verdict(number, *answer):
@@ -362,3 +365,127 @@ def test_11_4_starter_and_right_answer(clock):
 
 def test_11_4_measures():
     assert verdict("11.4", loop_of())[0] in ("right", "not yet")
+
+
+# 11.5
+
+
+class Minimal(unrolled.RNNCellBase):
+    """A gated unit with one gate; the mistakes below change one line of it."""
+
+    order = (0, 1)
+    biases = None
+
+    def __init__(self, in_features, hidden_features, *, rngs):
+        self.hidden_features = hidden_features
+        self.from_input = nnx.Linear(in_features, 2 * hidden_features, rngs=rngs)
+        self.from_state = nnx.Linear(
+            hidden_features, 2 * hidden_features, use_bias=False, rngs=rngs
+        )
+
+    def gate(self, carry, projected, recurrent):
+        (h,) = carry
+        f = jax.nn.sigmoid(projected[0] + recurrent[0])
+        return ((1 - f) * h + f * jnp.tanh(projected[1] + f * recurrent[1]),)
+
+    def __call__(self, carry, inputs):
+        shares = self.from_input(inputs), self.from_state(carry)
+        (h,) = self.gate((carry,), *(jnp.split(share, 2, -1) for share in shares))
+        return h, h
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], self.hidden_features))
+
+    def recurrence(self):
+        parameters = self.from_input.kernel, self.from_input.bias, self.from_state.kernel
+        kernels, biases, recurrent = (jnp.split(each[...], 2, -1) for each in parameters)
+        return Recurrence(
+            self.gate,
+            Weights(
+                tuple(kernels),
+                self.biases or tuple(biases),
+                tuple(recurrent[i] for i in self.order),
+                (None, None),
+            ),
+        )
+
+
+class Mixes(Minimal):
+    def gate(self, carry, projected, recurrent):
+        (h,) = super().gate(carry, projected, recurrent)
+        return (h - h.mean(axis=-1, keepdims=True),)
+
+
+class NoBiases(Minimal):
+    biases = (None, None)
+
+
+class Swapped(Minimal):
+    order = (1, 0)
+
+
+class OtherOutput(Minimal):
+    def __call__(self, carry, inputs):
+        h, _ = super().__call__(carry, inputs)
+        return h, 2 * h
+
+
+class Grows(Minimal):
+    def gate(self, carry, projected, recurrent):
+        return (carry[0] + jax.nn.relu(projected[0] + jnp.tanh(recurrent[1])),)
+
+
+class ForgetsUntold(Minimal):
+    """Its steps count, which the recurrence knows nothing of."""
+
+    def recurrence(self):
+        return None
+
+
+class WrongShapes(Minimal):
+    def recurrence(self):
+        recurrence = super().recurrence()
+        return recurrence._replace(
+            weights=recurrence.weights._replace(kernels=(self.from_input.kernel[...],) * 2)
+        )
+
+
+class TooFew(Minimal):
+    biases = (None,)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (Mixes, "Next: the gate treats every number by itself"),
+        (NoBiases, "They differ even for a carry and an input of zero"),
+        (Swapped, "From a carry of zero they agree"),
+        (OtherOutput, "Next: the output of a step is its hidden state"),
+        (Grows, "Next: the state stays below 10"),
+        (ForgetsUntold, "`recurrence` returned None"),
+        (WrongShapes, "a kernel has shape (3, 10); expected (3, 5)"),
+        (TooFew, "as many of each as there are gates"),
+        (nnx.Linear, "`__call__`, `initialize_carry` and `recurrence`"),
+        (lambda *sizes, rngs: sizes[7], "IndexError"),
+    ],
+)
+def test_11_5_names_what_is_missing(answer, words):
+    found, message = verdict("11.5", answer)
+    assert found == "not yet" and words in message, message
+
+
+class Started(Minimal):
+    def recurrence(self):
+        return ...
+
+
+class StartedGate(Minimal):
+    def gate(self, carry, projected, recurrent):
+        return ...
+
+
+def test_11_5_starters_and_an_answer():
+    assert verdict("11.5", Started)[0] == "not started"
+    assert verdict("11.5", StartedGate)[0] == "not started"
+    found, message = verdict("11.5", Minimal)
+    assert found == "right" and "9 of 9 criteria are met" in message, message

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -144,6 +145,36 @@ def expect_close(
     raise Wrong(f"{name} is off by up to {difference.max():.2g}{place}.{detail}")
 
 
+class Criterion(NamedTuple):
+    """One line of a rubric: what is wanted, whether it is met, what was found, what may help."""
+
+    wanted: str
+    met: bool
+    advice: str = ""
+    found: str = ""
+
+
+def rubric(needed: Sequence[Criterion], extra: Sequence[Criterion] = ()) -> str:
+    """Judge an open exercise: list which criteria are met, and why; all of `needed` have to be.
+
+    Returns:
+      The list, one criterion a line.
+
+    Raises:
+      Wrong: a needed criterion is not met; the message is the list, and the first one's advice.
+    """
+    every = [*needed, *(one._replace(wanted=f"extra: {one.wanted}") for one in extra)]
+    lines = [
+        f"\n    [{'x' if one.met else ' '}] {one.wanted}" + f" ({one.found})" * bool(one.found)
+        for one in every
+    ]
+    score = f"{sum(one.met for one in every)} of {len(every)} criteria are met.{''.join(lines)}"
+    for one in needed:
+        if not one.met:
+            raise Wrong(f"{score}\n    Next: {one.wanted}. {one.advice}")
+    return score
+
+
 def _unfinished(value: Any) -> bool:
     return any(
         leaf is Ellipsis or leaf is NotImplemented
@@ -161,7 +192,7 @@ def _describe(value: Any) -> str:
 
 def _where(error: Exception, function: Callable) -> str:
     """Name the line of the reader's own code in which `error` arose, if it can be told."""
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code is not None]
     own = [frame for frame in frames if frame.filename == code.co_filename]
     return f" at line {own[-1].lineno}, `{own[-1].line}`" if own and own[-1].line else ""

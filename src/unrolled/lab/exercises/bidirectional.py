@@ -1,20 +1,24 @@
-"""Exercises of chapter 10: both ends, a summary, everything but this, and time put in order."""
+"""Exercises of chapter 10: both ends, a summary, all but this, time in order, a small reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unrolled.lab.exercises._base import (
+    Criterion,
     Wrong,
     exercise,
     expect_array,
     expect_close,
+    rubric,
     run,
 )
+from unrolled.lab.exercises._networks import Network, accuracy, draw_rows, in_haste, trainer
 
 
 class _Fading:
@@ -284,3 +288,113 @@ def _smooth(rng: np.random.Generator, count: int, num_steps: int) -> np.ndarray:
     noise = rng.normal(size=(count, num_steps + 6))
     window = np.array([1.0, 2.0, 3.0, 4.0, 3.0, 2.0, 1.0]) / 6.6
     return sum(weight * noise[:, k : k + num_steps] for k, weight in enumerate(window))
+
+
+UPDATES, BUDGET = 300, 1500  # updates of the capstone's training, parameters
+
+
+@exercise("10.5", "a smaller reader", "open")
+def make_reader(function: Callable) -> str:
+    network = Network(function)
+    network.expect_scores((5, 10), np.zeros((5, 40, 1), np.float32))
+    facts = _facts(network)
+    plain = shuffled = 0.0
+    if all(fact.met for fact in facts):
+        plain, shuffled = _two_trainings(network)
+        found = f"≈ {plain:.1f} %", f"≈ {shuffled:.1f} %"
+    else:
+        found = 2 * ("trained as soon as the rest is met",)
+    return rubric(
+        [
+            *facts,
+            Criterion(
+                f"after {UPDATES} updates, 70 % of the curves held out are right",
+                plain >= 70,
+                "Where do the scores come from? The last output of a layer has forgotten most; a "
+                "mean or a maximum over all outputs has not. And what could a cell see at a step "
+                "besides one number?",
+                found[0],
+            ),
+            Criterion(
+                "with time shuffled, it loses 15 points or more",
+                0 < shuffled <= plain - 15,
+                "It does as well without the order, so it does not rely on neighbours: it knows "
+                "the places, like an MLP.",
+                found[1],
+            ),
+        ],
+        extra=[
+            Criterion("80 % of them", plain >= 80),
+            Criterion(
+                "80 % with at most 750 parameters", plain >= 80 and network.size <= BUDGET // 2
+            ),
+        ],
+    )
+
+
+def _facts(network: Network) -> list[Criterion]:
+    """What can be said of a reader before it is trained."""
+    curves = np.random.default_rng(105).normal(size=(5, 40, 1)).astype(np.float32)
+
+    @in_haste
+    def read(curves):
+        """Scores, and how much each input moves those of its own curve, and of the others."""
+
+        def first(curves):
+            scores = network(network.params, curves)
+            return (scores[0] * jnp.cos(jnp.arange(10))).sum(), scores
+
+        (_, scores), slopes = jax.value_and_grad(first, has_aux=True)(curves)
+        return scores, jnp.abs(slopes[..., 0])  # (5, 10), (5, 40)
+
+    scores, slopes = map(np.asarray, read(curves))
+    blind = np.flatnonzero(~(slopes[0] > 0)) + 1
+    return [
+        Criterion(
+            f"at most {BUDGET:,} parameters",
+            network.size <= BUDGET,
+            "In the chapter's network nearly all of them are in the last layer, which has a weight "
+            "for each unit at *each of 40 steps*. Sum up the outputs over time first.",
+            f"you have {network.size:,}",
+        ),
+        Criterion(
+            "scores and slopes are finite, and each curve is read for itself",
+            bool(np.isfinite(scores).all() and np.isfinite(slopes).all()) and not slopes[1:].any(),
+            "Another curve of the batch moves the scores of the first one: which mean or norm runs "
+            "over the batch?",
+        ),
+        Criterion(
+            "every step of a curve counts",
+            blind.size == 0,
+            "Move the input there, and no score moves. Who has read it, and who has told the last "
+            "layer?",
+            f"nothing sees {_some(blind)}" if blind.size else "all 40 are seen",
+        ),
+    ]
+
+
+def _some(steps: np.ndarray) -> str:
+    shown = ", ".join(map(str, steps[:3]))
+    return f"step {shown}" if steps.size == 1 else f"steps {shown}" + ", ..." * (steps.size > 3)
+
+
+def _two_trainings(network: Network) -> tuple[float, float]:
+    """Accuracies on held-out curves, of training with time in order and with time shuffled."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    data = make_dataset(get_dataset_args())
+    order = np.random.default_rng(0).permutation(40)
+    curves = jnp.asarray(np.stack([data["x"], data["x"][:, order]]), jnp.float32)[..., None]
+    labels = jnp.asarray(data["y"])
+    known = 3000  # the last thousand are held out; the test set stays out of it
+    train = trainer(network, UPDATES, peak=2e-2)
+    rows = draw_rows(1, known, UPDATES, 100, seed=105)[0]
+
+    @jax.jit
+    @jax.vmap
+    def scores(curves):
+        params = train(network.params, rows, labels, curves)
+        return network(params, curves[known:])
+
+    plain, shuffled = scores(curves)
+    return accuracy(plain, labels[known:]), accuracy(shuffled, labels[known:])

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled.gru import gru_step, initialize_gru_params
-from unrolled.lab.exercises._base import NotStarted, Wrong, exercise, expect_close, run
+from unrolled.lab.exercises._base import (
+    Criterion,
+    NotStarted,
+    Wrong,
+    exercise,
+    expect_close,
+    rubric,
+    run,
+)
 
 AXIS = "devices"
 
@@ -262,39 +270,44 @@ def exchange(function: Callable) -> str:
     if sent == 0:
         raise Wrong("Nothing is exchanged: no device can know the others' gradients.")
 
-    criteria = {
-        "the same mean on every device": bool((mean == mean[0]).all()),
-        f"at most half of the bytes (you send {100 * sent:.0f} %)": sent <= 0.51,
-        "gradients a million times smaller or larger, and zero": _any_scale(together, gradients),
-        "nothing is lost for good": _nothing_lost(together, gradients),
-        "a regression trained with it ends as well": _it_trains(one),
-        "extra: at most a quarter of the bytes": sent <= 0.27,
-        "extra: at most an eighth of the bytes": sent <= 0.14,
-    }
-    met = sum(criteria.values())
-    lines = "".join(f"\n    [{'x' if ok else ' '}] {name}" for name, ok in criteria.items())
-    score = f"{met} of {len(criteria)} criteria are met.{lines}"
-    needed = [name for name, ok in criteria.items() if not ok and not name.startswith("extra")]
-    if needed:
-        raise Wrong(f"{score}\n    Next: {needed[0].split(' (')[0]}. {_ADVICE[_which(needed[0])]}")
-    return score
-
-
-_ADVICE = {
-    "the same": "Else the copies of the parameters drift apart. Compute it from what all devices "
-    "received, by the same operations, the own part included.",
-    "at most half": "`gradient.astype(jnp.bfloat16)` before the exchange halves them. An array "
-    "that is gathered goes to seven others.",
-    "gradients a": "Give every message a scale of its own, and beware of 0 / 0.",
-    "nothing is": "Add `memory` to the gradient before you shorten it, and return as new memory "
-    "what the message left out.",
-    "a regression": "Do results have the right size on average? Ten rounds of a constant gradient "
-    "tell.",
-}
-
-
-def _which(criterion: str) -> str:
-    return next(start for start in _ADVICE if criterion.startswith(start))
+    return rubric(
+        [
+            Criterion(
+                "the same mean on every device",
+                bool((mean == mean[0]).all()),
+                "Else the copies of the parameters drift apart. Compute it from what all devices "
+                "received, by the same operations, the own part included.",
+            ),
+            Criterion(
+                "at most half of the bytes",
+                sent <= 0.51,
+                "`gradient.astype(jnp.bfloat16)` before the exchange halves them. An array that is "
+                "gathered goes to seven others.",
+                f"you send {100 * sent:.0f} %",
+            ),
+            Criterion(
+                "gradients a million times smaller or larger, and zero",
+                _any_scale(together, gradients),
+                "Give every message a scale of its own, and beware of 0 / 0.",
+            ),
+            Criterion(
+                "nothing is lost for good",
+                _nothing_lost(together, gradients),
+                "Add `memory` to the gradient before you shorten it, and return as new memory what "
+                "the message left out.",
+            ),
+            Criterion(
+                "a regression trained with it ends as well",
+                _it_trains(one),
+                "Do results have the right size on average? Ten rounds of a constant gradient "
+                "tell.",
+            ),
+        ],
+        extra=[
+            Criterion("at most a quarter of the bytes", sent <= 0.27),
+            Criterion("at most an eighth of the bytes", sent <= 0.14),
+        ],
+    )
 
 
 def _any_scale(together: Callable, gradients: np.ndarray) -> bool:

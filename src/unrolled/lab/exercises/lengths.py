@@ -1,4 +1,4 @@
-"""Exercises of chapter 9: means, backwards reading, attention and batches of ragged sequences."""
+"""Exercises of chapter 9: means, backwards reading, attention, batches, and a whole listener."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled.lab.datasets import japanese_vowels
 from unrolled.lab.exercises._base import (
+    Criterion,
     NotStarted,
     Wrong,
     exercise,
     expect_array,
     expect_close,
+    rubric,
     run,
 )
+from unrolled.lab.exercises._networks import Network, accuracy, draw_rows, in_haste, trainer
+from unrolled.sequences import flip_sequences, pad_sequences
 
 LENGTHS = np.array([3, 5, 1, 0], np.int32)
 NUM_STEPS = 5
@@ -371,6 +376,138 @@ def _same_sets(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 
 def _pairs(batches: list[np.ndarray]) -> set[tuple[int, int]]:
     return {(a, b) for batch in batches for a in batch.tolist() for b in batch.tolist() if a < b}
+
+
+UPDATES = 100  # of the capstone's training
+SPEAKERS = 9
+HALF = 2900  # parameters, half of the chapter's network
+
+
+@exercise("9.5", "a listener you can trust", "open")
+def make_listener(function: Callable) -> str:
+    network = Network(function)
+    utterances, speakers = japanese_vowels("train")
+    frames = np.concatenate(utterances)
+    utterances = [(u - frames.mean(axis=0)) / frames.std(axis=0) for u in utterances]
+    facts = _facts(network, utterances)
+    if all(fact.met for fact in facts):
+        share = _held_out(network, utterances, speakers)
+        found = f"≈ {share:.1f} %"
+    else:
+        share, found = 0.0, "trained as soon as the rest is met"
+    return rubric(
+        [
+            *facts,
+            Criterion(
+                f"after {UPDATES} updates, 88 % of the utterances held out are right",
+                share >= 88,
+                "What do the scores depend on: one state, or what was heard in all frames? The "
+                "chapter's network takes the mean of the outputs of two directions.",
+                found,
+            ),
+        ],
+        extra=[
+            Criterion("94 % of them", share >= 94),
+            Criterion(
+                f"94 % with at most {HALF:,} parameters, half of the chapter's",
+                share >= 94 and network.size <= HALF,
+                found=f"you have {network.size:,}",
+            ),
+        ],
+    )
+
+
+def _facts(network: Network, utterances: list[np.ndarray]) -> list[Criterion]:
+    """What must hold for any network that is told the lengths, trained or not."""
+    few = [utterances[row][:18] for row in (0, 40, 80, 160)]
+    given, lengths = pad_sequences(few, num_steps=20)
+    valid = (np.arange(20) < lengths[:, None])[..., None]
+    wide, _ = pad_sequences(few, num_steps=24)
+    network.expect_scores((4, SPEAKERS), given, lengths)
+    probe = np.random.default_rng(95).normal(size=(4, SPEAKERS)).astype(np.float32)
+
+    @in_haste
+    def listen(inputs, lengths):
+        """Scores, and the gradients of a mixture of them by parameters and by inputs."""
+
+        def mixture(params, inputs):
+            scores = network(params, inputs, lengths)
+            return (scores * probe).sum(), scores
+
+        gradient = jax.grad(mixture, argnums=(0, 1), has_aux=True)
+        (by_params, by_inputs), scores = gradient(network.params, inputs)
+        return scores, by_params, by_inputs
+
+    def finite(tree):
+        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+    def same(scores, others):
+        return bool(np.allclose(scores, others, atol=1e-4))  # NaN is like nothing
+
+    scores, by_params, by_inputs = listen(given, lengths)
+    with_nan, *nan_gradients = listen(np.where(valid, given, np.nan), lengths)
+    in_padding = np.where(valid, 0, nan_gradients[1])
+    company = [few[0], *(utterances[row][:20] for row in (100, 200, 260))]
+    beside, *_ = listen(*pad_sequences(company, num_steps=20))
+    empty, *empty_gradients = listen(given, np.where(np.arange(4) < 3, lengths, 0))
+    backwards, *_ = listen(flip_sequences(given, lengths, 1, False), lengths)
+    moved = float(np.abs(np.asarray(backwards) - np.asarray(scores)).max())
+    return [
+        Criterion(
+            "four more columns of padding change no score",
+            same(in_haste(network)(network.params, wide, lengths), scores),
+            "What reads all columns, or counts them? A mean divides by the number of valid steps, "
+            "and the last column is not the last step.",
+        ),
+        Criterion(
+            "NaN in the padding changes no score",
+            same(with_nan, scores),
+            "NaN times 0 is NaN: choose with `jnp.where`, or let a layer with `seq_lengths` do it. "
+            "What touches the inputs before, or beside, such a layer?",
+        ),
+        Criterion(
+            "NaN in the padding reaches no gradient",
+            finite((by_params, by_inputs, nan_gradients)) and not in_padding.any(),
+            "A `where` at the end stops the values, but on the way back 0 times NaN is NaN again. "
+            "Clean the inputs before anything is computed with them.",
+        ),
+        Criterion(
+            "an utterance without frames has finite scores and gradients",
+            finite((empty, empty_gradients)),
+            "Its length is 0, and somewhere you divide by it, or look for its last step: "
+            "`jnp.maximum(lengths, 1)`, `unrolled.last_valid_step`.",
+        ),
+        Criterion(
+            "who else is in the batch changes no score",
+            same(beside[0], scores[0]),
+            "A mean or a norm over the batch mixes the utterances. Each row stands for itself.",
+        ),
+        Criterion(
+            "the order of the frames counts",
+            moved > 1e-4,
+            "Read backwards, each utterance has the same scores. A mean of the frames does not "
+            "listen; where is the recurrence?",
+        ),
+    ]
+
+
+def _held_out(network: Network, utterances: list[np.ndarray], speakers: np.ndarray) -> float:
+    """Train three times on two thirds of each speaker's utterances; the share of the rest that is
+    right."""
+    inputs, lengths = map(jnp.asarray, pad_sequences(utterances))
+    train = trainer(network, UPDATES, peak=1e-2)
+    fold = np.arange(len(speakers)) % 3
+    known = np.stack([np.flatnonzero(fold != k) for k in range(3)])  # (folds, 180)
+    rows = known[np.arange(3)[:, None, None], draw_rows(3, known.shape[1], UPDATES, 30, seed=95)]
+
+    @jax.jit
+    def scores(rows):
+        params = jax.vmap(train, (None, 0, None, None, None))(
+            network.params, rows, jnp.asarray(speakers), inputs, lengths
+        )
+        return jax.vmap(network, (0, None, None))(params, inputs, lengths)  # (folds, 270, 9)
+
+    return accuracy(np.asarray(scores(rows))[fold, np.arange(len(speakers))], speakers)
 
 
 def _numbers(value: Any) -> Any:

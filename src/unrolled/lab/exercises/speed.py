@@ -1,23 +1,31 @@
-"""Exercises of chapter 11: a hoisted LSTM, a roofline, a linear tangent, a loop worth unrolling."""
+"""Exercises of chapter 11: a hoisted LSTM, a roofline, a tangent, unrolling, and a fast cell."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from unrolled.lab.exercises._base import (
+    Criterion,
+    NotStarted,
     Wrong,
     exercise,
     expect_array,
     expect_close,
+    rubric,
     run,
 )
+from unrolled.lab.exercises._networks import in_haste
+from unrolled.layers import RNN
+from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 
 
 @exercise("11.1", "hoist an LSTM", "easy")
@@ -322,6 +330,256 @@ def worth_unrolling(function: Callable) -> str:
         f"Unrolled, your loop runs at {best:.2f} times the speed; at least 1.15 is wanted. Which "
         "steps are so short that the loop itself is a large part of the work?"
     )
+
+
+FEATURES, HIDDEN = 3, 5
+
+
+@exercise("11.5", "a fast cell of your own", "open")
+def own_cell(cell_class: Callable) -> str:
+    if not TRANSPOSABLE:
+        raise Wrong("The fast scan needs JAX 0.10 or newer; with yours every cell takes the other.")
+    cell = run(cell_class, FEATURES, HIDDEN, rngs=nnx.Rngs(115))
+    for method in ("__call__", "initialize_carry", "recurrence"):
+        if not isinstance(cell, nnx.Module) or not hasattr(type(cell), method):
+            raise Wrong(
+                f"Pass the class of your cell, a subclass of `unrolled.RNNCellBase` with the "
+                f"methods `__call__`, `initialize_carry` and `recurrence`. {method} is missing."
+            )
+    _draw_parameters(cell)
+    carry, inputs = _first_carry(cell), _normal(1151, 2, FEATURES)
+    new, output = _one_step(cell, carry, inputs)
+    recurrence = _recurrence_of(cell)
+    parts = tuple(jax.tree.leaves(carry))
+    elementwise = run(
+        _called(lambda *given: gate_uses(*given) is not None, recurrence.gate),
+        parts,
+        len(recurrence.weights.kernels),
+    )
+    facts = [
+        Criterion(
+            "the gate treats every number by itself",
+            elementwise,
+            "A sum, a product of matrices or a softmax in it mixes the numbers, and an array that "
+            "it takes from outside counts as mixing: all products belong into the weights.",
+        )
+    ]
+    if elementwise:
+        facts += _one_step_facts(cell, recurrence, parts, inputs, new, output)
+    if all(fact.met for fact in facts):
+        facts += _whole_facts(cell)
+    else:
+        facts.append(Criterion("over a sequence", False, found="tried as soon as a step is right"))
+    size, gru = _size(cell), 3 * (FEATURES * HIDDEN + HIDDEN**2 + HIDDEN) + HIDDEN
+    return rubric(
+        facts,
+        extra=[
+            Criterion(
+                "fewer parameters than a GRUCell of the same size",
+                size < gru,
+                found=f"{size}, a GRUCell has {gru}",
+            ),
+            Criterion("at most two thirds of them", 3 * size <= 2 * gru),
+        ],
+    )
+
+
+def _draw_parameters(cell: Any) -> None:
+    """Random numbers for all parameters, so that none of them is zero."""
+    leaves, structure = jax.tree.flatten(nnx.state(cell, nnx.Param))
+    drawn = [0.5 * _normal((1150, i), *leaf.shape) for i, leaf in enumerate(leaves)]
+    nnx.update(cell, jax.tree.unflatten(structure, drawn))
+
+
+def _normal(seed: Any, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _size(cell: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(cell, nnx.Param)))
+
+
+def _called(function: Callable, own: Callable) -> Callable:
+    """`function` with a callable of the reader's as its first argument, under that one's name."""
+
+    @wraps(own)
+    def call(*arguments: Any) -> Any:
+        return function(own, *arguments)
+
+    return call
+
+
+def _first_carry(cell: Any) -> Any:
+    carry = run(cell.initialize_carry, (2, FEATURES))
+    for part in jax.tree.leaves(carry):
+        expect_array(part, (2, HIDDEN), "a part of the initial carry", "Batch first, then units.")
+    return jax.tree.map(lambda part: 0.5 * _normal(1152, *part.shape), carry)
+
+
+def _one_step(cell: Any, carry: Any, inputs: jax.Array) -> tuple[Any, Any]:
+    result = run(cell.__call__, carry, inputs)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise Wrong("A step returns the pair (new carry, output).")
+    new, output = result
+    if jax.tree.structure(new) != jax.tree.structure(carry):
+        raise Wrong(
+            "The carry that a step returns is built in another way than the one that "
+            "`initialize_carry` makes."
+        )
+    for part in jax.tree.leaves((new, output)):
+        expect_array(part, (2, HIDDEN), "what a step returns")
+    return new, output
+
+
+def _recurrence_of(cell: Any) -> Recurrence:
+    try:
+        recurrence = cell.recurrence()
+    except NotImplementedError:
+        raise NotStarted from None
+    if recurrence is Ellipsis:
+        raise NotStarted
+    recurrence = run(cell.recurrence)
+    if not isinstance(recurrence, Recurrence):
+        raise Wrong(
+            f"`recurrence` returned a {type(recurrence).__name__}; expected "
+            "`unrolled.scan.Recurrence(gate, weights)`."
+        )
+    kernels, biases, recurrent_kernels, recurrent_biases = recurrence.weights
+    counts = [len(part) for part in recurrence.weights]
+    if len(set(counts)) > 1:
+        raise Wrong(
+            f"`Weights` holds {counts} entries; expected as many of each as there are gates, with "
+            "None where there is no bias."
+        )
+    for name, arrays, shape in (
+        ("a kernel", kernels, (FEATURES, HIDDEN)),
+        ("a bias", biases, (HIDDEN,)),
+        ("a recurrent kernel", recurrent_kernels, (HIDDEN, HIDDEN)),
+        ("a recurrent bias", recurrent_biases, (HIDDEN,)),
+    ):
+        for array in arrays:
+            if array is not None:
+                expect_array(array, shape, name, "One for each gate: `jnp.split` cuts a joint one.")
+    return recurrence
+
+
+def _one_step_facts(
+    cell: Any, recurrence: Recurrence, carry: tuple, inputs: jax.Array, new: Any, output: Any
+) -> list[Criterion]:
+    """Compare a step of the cell with a step of its recurrence, and say on which side they part."""
+
+    def difference(carry, inputs):
+        structure = jax.tree.structure(new)
+        stepped, _ = cell(jax.tree.unflatten(structure, carry), inputs)
+        scanned, _ = scan_recurrence(recurrence, tuple(carry), inputs[None])
+        return _largest_difference(jax.tree.leaves(stepped), scanned)
+
+    off = difference(carry, inputs)
+    nothing = tuple(map(jnp.zeros_like, carry))
+    if difference(nothing, 0 * inputs) > 1e-5:
+        advice = "They differ even for a carry and an input of zero: is it a bias, or the gate?"
+    elif difference(nothing, inputs) > 1e-5:
+        advice = (
+            "From a carry of zero they differ too: what the input contributes to each gate is "
+            "not the same. Are the kernels and the biases in the order in which the gate reads "
+            "them?"
+        )
+    else:
+        advice = (
+            "From a carry of zero they agree, so it is the state's share: the recurrent kernels, "
+            "their order, or what the gate does with the old carry."
+        )
+    last = jax.tree.leaves(new)[-1]
+    return [
+        Criterion(
+            "one step of the recurrence is one step of `__call__`",
+            off < 1e-5,
+            advice,
+            "equal" if off < 1e-5 else f"off by up to {off:.2g}",
+        ),
+        Criterion(
+            "the output of a step is its hidden state, the last part of the carry",
+            _largest_difference(output, last) < 1e-6,
+            "The fast scan outputs the hidden state; anything else you compute from the outputs, "
+            "behind the layer.",
+        ),
+    ]
+
+
+class _OnlySteps(nnx.Module):
+    """A cell without its recurrence: `RNN` runs it by the general scan."""
+
+    def __init__(self, cell: Any):
+        self.cell = cell
+
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        return self.cell(carry, inputs)
+
+    def initialize_carry(self, *arguments: Any, **options: Any) -> Any:
+        return self.cell.initialize_carry(*arguments, **options)
+
+
+def _whole_facts(cell: Any) -> list[Criterion]:
+    """What holds over a sequence: both scans agree, one product waits, and nothing runs away."""
+    inputs, probe = _normal(1153, 3, 7, FEATURES), _normal(1154, 3, 7, HIDDEN)
+    lengths = jnp.array([7, 0, 4])
+    carry = jax.tree.map(lambda part: part[0], _first_carry(cell))
+    graphdef, weights, rest = nnx.split(cell, nnx.Param, ...)
+
+    def results(wrap):
+        def loss(weights, carry, inputs):
+            layer = RNN(wrap(nnx.merge(graphdef, weights, rest)), reverse=True, return_carry=True)
+            final, outputs = layer(inputs, initial_carry=carry, seq_lengths=lengths)
+            squares = sum((part**2).sum() for part in jax.tree.leaves(final))
+            return (outputs * probe).sum() + squares, (final, outputs)
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+    given = (weights, carry, inputs)
+    gradients, values = in_haste(results(lambda cell: cell))(*given)
+    right_gradients, right_values = in_haste(results(_OnlySteps))(*given)
+    loops = _products_in_loops(jax.make_jaxpr(results(lambda cell: cell))(*given).jaxpr)
+    forget = "Does `__call__` do something that the gate does not, or the gate hold something?"
+    far = RNN(cell)(1e4 * _normal(1155, 2, 500, FEATURES))
+    size = float(jnp.abs(far).max())
+    return [
+        Criterion(
+            "reversed and ragged, the fast scan has the values of the general one",
+            _largest_difference(values, right_values) < 1e-5,
+            forget,
+        ),
+        Criterion(
+            "and its gradients",
+            _largest_difference(gradients, right_gradients) < 1e-4,
+            forget,
+        ),
+        Criterion(
+            "one product in the loop, and one on the way back",
+            loops == [1, 1],
+            "More than that waits: is `recurrence` really what `RNN` runs?",
+            f"counted {' and '.join(map(str, loops))}",
+        ),
+        Criterion(
+            "the state stays below 10, after 500 inputs of the size 10,000",
+            size < 10,
+            "It grows from step to step. A gate that lets in as much as it lets go keeps a state "
+            "in its place, and so does a tanh around all of it.",
+            f"{size:.2g}",
+        ),
+    ]
+
+
+def _products_in_loops(program: Any) -> list[int]:
+    """How many products of matrices each innermost scan of a jaxpr holds."""
+    scans = [e for e in _equations(program) if e.primitive.name == "scan"]
+    bodies = [list(_equations(scan.params["jaxpr"].jaxpr)) for scan in scans]
+    names = [[equation.primitive.name for equation in body] for body in bodies]
+    return [body.count("dot_general") for body in names if "scan" not in body]
+
+
+def _largest_difference(found: Any, right: Any) -> float:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(right))
+    return max(float(jnp.abs(jnp.asarray(a) - jnp.asarray(b)).max()) for a, b in pairs)
 
 
 def _named(loop: Callable, function: Callable) -> Callable:
