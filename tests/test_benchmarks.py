@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import contenders, measure, products, report
+from benchmarks import contenders, measure, products, profile, report
 from benchmarks.contenders import CELLS, Disagreement, Shape, make_contenders, verify
 
 TINY = Shape(3, 5, 2, 4)
@@ -46,6 +48,19 @@ def test_the_limit_multiplies_all_that_an_implementation_must_and_nothing_else(c
         counted = functions[task].lower(*arguments).compile().cost_analysis()["flops"]
         multiplied = 2 * rows * contenders.GATES[cell] * hidden * per_number
         assert multiplied <= counted < 1.01 * multiplied
+
+
+def test_a_profile_finds_the_products_of_a_loop_and_those_before_it():
+    def run(inputs, kernel, recurrent):
+        def step(h, x):
+            return jnp.tanh(x + h @ recurrent), None
+
+        return jax.lax.scan(step, jnp.zeros((8, 64)), inputs @ kernel)[0]
+
+    arguments = jnp.ones((32, 8, 16)), jnp.ones((16, 64)), jnp.ones((64, 64))
+    spent = profile.profile(jax.jit(run), arguments, steps=32)
+    each_step, many_steps, others, _ = (spent[kind] for kind in profile.KINDS)
+    assert each_step > 0 and many_steps > 0 and others > 0
 
 
 def test_turns_alternate_and_the_order_turns_round():
