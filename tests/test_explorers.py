@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import html
 import json
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unrolled import RNN, Bidirectional, GRUCell, SimpleCell, initialize_gru_params
+from unrolled import (
+    RNN,
+    Bidirectional,
+    GRUCell,
+    SimpleCell,
+    StackedRNN,
+    initialize_gru_params,
+)
 from unrolled.lab import explorers
 from unrolled.lab.explorers import _base
 from unrolled.lab.figures import COLORS
@@ -35,8 +43,27 @@ def drawn(*, curves=(10, 40), example=3, step=20, **sizes):
     return explorers.DrawExplorer(*network(**sizes), ramp, example=example, step=step)
 
 
+@cache
+def language_parts(cell=GRUCell, *, hidden=(128, 128), inputs=32, size=96):
+    """An untrained character model: the embedding, the stack and the readout."""
+    rngs = nnx.Rngs(0)
+    simple = {"recurrent_kernel_init": nnx.initializers.lecun_normal(), "rngs": rngs}
+    layers = [RNN(cell(*pair, **simple)) for pair in zip((inputs, *hidden), hidden)]
+    embed = nnx.Embed(size, 32, rngs=rngs)
+    return embed, StackedRNN(layers), nnx.Linear(hidden[-1], size, rngs=rngs)
+
+
+def written(units=((0, 1, 1), (1, 2, -1), (1, 3, 1)), text="The ", temperature=0.5, **sizes):
+    """A `LanguageExplorer` around an untrained model of these sizes."""
+    return explorers.LanguageExplorer(
+        *language_parts(**sizes), units, text=text, temperature=temperature
+    )
+
+
 EXPLORERS = [getattr(explorers, name) for name in explorers.__all__ if name != "Explorer"]
-MAKE = {explorer: explorer for explorer in EXPLORERS} | {explorers.DrawExplorer: drawn}
+MAKE = {explorer: explorer for explorer in EXPLORERS}
+MAKE |= {explorers.DrawExplorer: drawn, explorers.LanguageExplorer: written}
+MOST_BYTES = {explorers.LanguageExplorer: 300_000}  # of a page, compressed; 20,000 for the others
 
 
 def one_unit(**changed):
@@ -50,9 +77,8 @@ def test_the_page_gets_the_same_bytes_every_time_and_few_of_them(explorer):
     page = first._repr_html_()
     assert page == second._repr_html_()
     light = re.sub(r' data-(given|measured)=".*?"', "", page)
-    assert (
-        len(gzip.compress(light.encode())) <= 6_000 and len(gzip.compress(page.encode())) <= 20_000
-    )
+    assert len(gzip.compress(light.encode())) <= 6_000
+    assert len(gzip.compress(page.encode())) <= MOST_BYTES.get(explorer, 20_000)
     assert repr(first) == repr(second)
     assert " at 0x" not in page + repr(first)
 
@@ -240,3 +266,40 @@ def test_a_layer_without_a_second_direction_or_weights_that_diverged_are_refused
     diverged.bias[...] = jnp.full(10, jnp.nan)
     with pytest.raises(ValueError, match="has the training diverged"):
         explorers.DrawExplorer(both, diverged, np.zeros((10, 40)))
+
+
+def test_the_language_explorer_carries_the_weights_in_eight_bits():
+    embed, _, readout = language_parts()
+    explorer = written()
+    assert explorer.start == {"temperature": 0.5, "unit": 0}
+    assert explorer.given == {"inputs": 32, "hidden": 128, "layers": 2, "text": "The "}
+    carried = explorer.measured
+    whole = np.frombuffer(base64.b64decode(carried["int8"]), "i1")
+    real = np.frombuffer(base64.b64decode(carried["float32"]), "<f4")
+    kernel = np.asarray(readout.kernel[...])
+    scales, bias = real[-192:-96], real[-96:]
+    np.testing.assert_array_equal(bias, readout.bias[...])
+    found = whole[-kernel.size :].reshape(kernel.shape) * scales
+    assert (np.abs(found - kernel) <= 0.51 * scales).all()
+    assert np.abs(whole[: embed.embedding.size]).max() == 127
+    matrices = 96 * 32 + 32 * 384 + 3 * 128 * 384 + 128 * 96
+    assert len(whole) == matrices
+    assert len(real) == 32 + 2 * (3 * 384 + 128) + 2 * 96  # scales, biases
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"cell": SimpleCell}, TypeError, "a layer is a SimpleCell; expected an RNN around"),
+        ({"hidden": (128, 64)}, ValueError, "expected 128 units in each"),
+        ({"inputs": 16}, ValueError, "32 inputs of the first, as many as the embedding has"),
+        ({"size": 90}, ValueError, "expected ((96, 32), (128, 96))"),
+        ({"text": "π"}, ValueError, "printable ASCII only"),
+        ({"units": ((2, 0, 1),) * 3}, ValueError, "layers from 0 to 1"),
+        ({"units": ((0, 0, 1),)}, ValueError, "expected three (layer, unit, sign)"),
+        ({"temperature": 2}, ValueError, "temperature is 2; its slider goes from 0 to 1.5"),
+    ],
+)
+def test_a_model_that_the_page_cannot_run_is_refused(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        written(**arguments)

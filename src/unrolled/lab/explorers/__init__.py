@@ -10,6 +10,7 @@ from unrolled.lab.explorers.directions import DirectionsExplorer
 from unrolled.lab.explorers.draw import DrawExplorer
 from unrolled.lab.explorers.gates import GatesExplorer
 from unrolled.lab.explorers.gradient import GradientExplorer
+from unrolled.lab.explorers.language import LanguageExplorer
 from unrolled.lab.explorers.pulse import PulseExplorer
 from unrolled.lab.explorers.scan import ScanExplorer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Explorer",
     "GatesExplorer",
     "GradientExplorer",
+    "LanguageExplorer",
     "PulseExplorer",
     "ScanExplorer",
 ]

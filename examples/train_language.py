@@ -1,0 +1,209 @@
+"""Train chapter 14's language model for longer, with more units and more dropout.
+
+    python examples/train_language.py                 some ten minutes on a CPU core
+    python examples/train_language.py --updates 200   a short one
+
+It prints bits per character of held-out text, what an n-gram model and two compressors need for the
+same text, and what the network writes. On the same machine the same arguments give the same lines;
+train_language.log keeps those of a run without arguments. With --checkpoints FOLDER it saves its
+state after each round, and when it is started again with the same arguments it goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import lzma
+import sys
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+import unrolled
+from unrolled.lab.language import CHARACTERS, decode, encode, ngram_bits, python_manual
+
+HELD_OUT = 32_000  # characters, the last of the text
+EMBEDDED = 32  # features of a character
+SIZE = len(CHARACTERS)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--updates", type=int, default=4000, help="in all")
+    parser.add_argument("--round", type=int, default=500, help="updates between two reports")
+    parser.add_argument("--hidden", type=int, default=256, help="units in each layer")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16, help="streams read side by side")
+    parser.add_argument("--steps", type=int, default=64, help="characters in a segment")
+    parser.add_argument("--rate", type=float, default=5e-3, help="the highest learning rate")
+    parser.add_argument("--dropout", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoints", type=Path, help="folder")
+    arguments = parser.parse_args()
+    if arguments.updates % arguments.round:
+        parser.error(f"--round must divide --updates, which is {arguments.updates}.")
+    return arguments
+
+
+class CharacterModel(nnx.Module):
+    """Scores for the next character at every place, and the carry after the last one."""
+
+    def __init__(self, hidden: int, layers: int, dropout: float, *, rngs: nnx.Rngs):
+        sizes = [EMBEDDED] + [hidden] * layers
+        self.embed = nnx.Embed(SIZE, EMBEDDED, rngs=rngs)
+        cells = [unrolled.GRUCell(*pair, rngs=rngs) for pair in itertools.pairwise(sizes)]
+        self.stack = unrolled.StackedRNN(
+            [unrolled.RNN(cell, rngs=False) for cell in cells], dropout_rate=dropout, rngs=rngs
+        )
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.readout = nnx.Linear(hidden, SIZE, rngs=rngs)
+
+    def __call__(self, codes, carry=None):
+        carry, outputs = self.stack(self.embed(codes), initial_carry=carry, return_carry=True)
+        return self.readout(self.dropout(outputs)), carry
+
+
+def cut(codes: np.ndarray, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lay a text out in streams and cut them: inputs and targets, (segments, batch, steps)."""
+    length = (len(codes) - 1) // (batch * steps) * steps  # of a stream
+    if not length:
+        sys.exit(f"The text is too short for {batch} streams of {steps} characters.")
+    both = (codes[shift : batch * length + shift].reshape(batch, -1, steps) for shift in (0, 1))
+    return tuple(array.swapaxes(0, 1) for array in both)
+
+
+def prepare(arguments: argparse.Namespace, train: np.ndarray) -> tuple:
+    """Make the model, its state before the first update, and a compiled round of updates."""
+    inputs, targets = map(jnp.asarray, cut(train, arguments.batch, arguments.steps))
+    model = CharacterModel(
+        arguments.hidden, arguments.layers, arguments.dropout, rngs=nnx.Rngs(arguments.seed)
+    )
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    warm = min(100, arguments.updates // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0, arguments.rate, warm, arguments.updates)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    zeros = jnp.zeros((arguments.batch, arguments.hidden))
+    carry = (zeros,) * arguments.layers
+    # `rest` holds how many masks dropout has drawn; it goes through the loop with the rest.
+    state = {
+        "params": params,
+        "optimizer": optimizer.init(params),
+        "rest": rest,
+        "carry": carry,
+        "done": jnp.array(0),
+    }
+
+    def loss_of(params, rest, carry, inputs, targets):
+        model = nnx.merge(graphdef, params, rest, copy=True)  # dropout counts in it
+        scores, carry = model(inputs, carry)
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores, targets).mean()
+        return loss, (carry, nnx.split(model, nnx.Param, ...)[2])
+
+    def update(state, _):
+        segment = state["done"] % len(inputs)
+        carry = jax.tree.map(lambda h: jnp.where(segment > 0, h, 0), state["carry"])
+        (loss, (carry, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            state["params"], state["rest"], carry, inputs[segment], targets[segment]
+        )
+        change, memory = optimizer.update(gradient, state["optimizer"])
+        params = optax.apply_updates(state["params"], change)
+        after = (params, memory, rest, carry, state["done"] + 1)
+        return dict(zip(("params", "optimizer", "rest", "carry", "done"), after)), loss
+
+    run_round = jax.jit(lambda state: jax.lax.scan(update, state, length=arguments.round))
+    return graphdef, state, run_round
+
+
+@partial(jax.jit, static_argnums=0)
+def bits_of(graphdef, params, rest, codes):
+    """What each character of a text costs, its first one excepted."""
+    model = nnx.merge(graphdef, params, rest)
+    model.eval()
+    scores, _ = model(codes[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(scores, codes[1:]) / jnp.log(2)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def write(graphdef, params, rest, start, length, temperature, key):
+    """Let the model go on from `start` for `length` characters."""
+    model = nnx.merge(graphdef, params, rest)
+    model.eval()
+    scores, carry = model(start)
+
+    def step(before, key):
+        scores, carry = before
+        code = jax.random.categorical(key, scores / temperature)
+        scores, carry = model(code[None], carry)
+        return (scores[0], carry), code
+
+    return jax.lax.scan(step, (scores[-1], carry), jax.random.split(key, length))[1]
+
+
+def compressed(pack, train: bytes, test: bytes) -> float:
+    """Bits per character that `test` adds to an archive of `train`."""
+    return 8 * (len(pack(train + test)) - len(pack(train))) / len(test)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    text = python_manual()
+    codes = encode(text)
+    train, test = codes[:-HELD_OUT], codes[-HELD_OUT:]
+    print(f"{len(train):,} characters to learn from, {len(test):,} held out")
+    print(f"6-grams: {ngram_bits(train, test, 6).mean():.3f} bits per character")
+    print(f"8-grams: {ngram_bits(train, test, 8).mean():.3f}")
+    pieces = text[:-HELD_OUT].encode(), text[-HELD_OUT:].encode()
+    strongest = partial(lzma.compress, preset=9 | lzma.PRESET_EXTREME)
+    print(f"lzma:    {compressed(strongest, *pieces):.3f}")
+    print(f"zlib:    {compressed(partial(zlib.compress, level=9), *pieces):.3f}", flush=True)
+
+    graphdef, state, run_round = prepare(arguments, train)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    print(f"The network has {numbers:,} parameters.", flush=True)
+    manager = arguments.checkpoints and ocp.CheckpointManager(
+        arguments.checkpoints.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+    )
+    if manager and manager.latest_step():
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(shapes))
+        print(f"Going on from update {state['done']}.", file=sys.stderr)
+    start, begin = time.monotonic(), int(state["done"])
+    for done in range(begin + arguments.round, arguments.updates + 1, arguments.round):
+        state, losses = run_round(state)
+        bits = float(bits_of(graphdef, state["params"], state["rest"], jnp.asarray(test)).mean())
+        learned = float(losses.mean()) / np.log(2)
+        print(f"update {done:5d}: training {learned:.3f}, held out {bits:.3f}", flush=True)
+        if manager:
+            manager.save(done, args=ocp.args.StandardSave(state))
+        left = (time.monotonic() - start) / (done - begin) * (arguments.updates - done)
+        print(f"about {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+    if manager:
+        manager.wait_until_finished()
+        manager.close()
+
+    beginning = 'The "with" statement'
+    for temperature in (0.3, 0.6, 1.0):
+        written = write(
+            graphdef,
+            state["params"],
+            state["rest"],
+            jnp.asarray(encode(beginning)),
+            400,
+            temperature,
+            jax.random.key(arguments.seed),
+        )
+        print(f"--- temperature {temperature} ---\n{beginning}{decode(written)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Exercises of chapter 14: bits, a nucleus, the gradient across a cut, and a model of one's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.lab.exercises._base import (
+    Criterion,
+    NotStarted,
+    Wrong,
+    exercise,
+    expect_close,
+    rubric,
+    run,
+)
+from unrolled.lab.language import ngram_bits
+
+
+@exercise("14.1", "bits per character", "easy")
+def bits_per_character(function: Callable) -> str:
+    rng = np.random.default_rng(141)
+    for rows, size in ((5, 4), (40, 96)):
+        scores = rng.normal(size=(rows, size)).astype(np.float32)
+        codes = rng.integers(0, size, rows)
+        nats = -jax.nn.log_softmax(scores)[np.arange(rows), codes]
+        bits = np.asarray(nats, np.float64) / np.log(2)
+        probabilities = np.asarray(jax.nn.softmax(scores))[np.arange(rows), codes]
+        total = scores.max(axis=1)
+        expect_close(
+            run(function, jnp.asarray(scores), jnp.asarray(codes)),
+            bits.mean(),
+            name="the bits per character",
+            tolerance=1e-4,
+            mistakes={
+                "These are nats: `jnp.log` and `log_softmax` have base e. Divide by "
+                "`jnp.log(2)`.": nats.mean(),
+                "The sign: a probability below one has a negative logarithm, and a cost is "
+                "positive.": -bits.mean(),
+                "This is the sum over the text; divide by its length.": bits.sum(),
+                "You multiply by log 2 where you should divide.": np.mean(nats) * np.log(2),
+                "This is the perplexity, 2 to the power of the bits.": 2 ** bits.mean(),
+                "You take the mean of the probabilities, then the logarithm. It goes the other way "
+                "round: every character has a cost, and the mean is of these.": (
+                    -np.log2(probabilities.mean())
+                ),
+                "This is the cost of the likeliest character, not of the one that came.": np.mean(
+                    jax.nn.logsumexp(scores, axis=1) - total
+                )
+                / np.log(2),
+                "These are logarithms of scores, which are no probabilities yet: "
+                "`jax.nn.log_softmax` makes them so.": -np.mean(scores[np.arange(rows), codes])
+                / np.log(2),
+            },
+            otherwise="Mean over the text of -log2 of the probability of the character that came.",
+        )
+    return (
+        "a fair coin costs one bit, certainty costs none, and equal shares for 96 characters cost "
+        f"{np.log2(96):.2f}."
+    )
+
+
+@exercise("14.2", "leave out the tail", "medium")
+def nucleus(function: Callable) -> str:
+    cases = [
+        ([0.4, 0.3, 0.2, 0.1], 0.55),
+        ([0.05, 0.4, 0.1, 0.25, 0.2], 0.6),
+        ([0.1, 0.9], 0.5),
+        ([0.2, 0.1, 0.4, 0.3], 1.0),
+        ([0.02, 0.6, 0.08, 0.3], 0.65),
+    ]
+    for numbers, mass in cases:
+        given = np.array(numbers)
+        call = f"nucleus({numbers}, {mass})"
+        order = np.argsort(-given)
+        before = np.cumsum(given[order]) - given[order]
+
+        def keeping(kept, given=given, order=order):
+            result = np.zeros_like(given)
+            result[order[kept]] = given[order[kept]]
+            return result
+
+        right = keeping(before < mass - 1e-9)
+        short = keeping(np.cumsum(given[order]) <= mass + 1e-9)
+        with np.errstate(invalid="ignore"):
+            mistakes = {
+                "Nothing is left out.": given,
+                "The one that carries the sum beyond `mass` is missing. A character stays if those "
+                "before it have *less* than `mass` together.": short / short.sum(),
+                "What is kept has to sum to one again: divide by its sum.": right,
+                "These are in order of size. Put each probability back where it came from.": (
+                    np.sort(right)[::-1] / right.sum()
+                ),
+                "This keeps the *first* characters, not the likeliest ones: sort before you "
+                "add up.": _normalised(np.where(np.cumsum(given) - given < mass, given, 0)),
+                "This keeps the least likely: sort from large to small.": _normalised(
+                    _keeping_smallest(given, mass)
+                ),
+            }
+        result = run(function, jnp.asarray(given), mass)
+        expect_close(
+            result,
+            right / right.sum(),
+            name=call,
+            mistakes={m: wrong for m, wrong in mistakes.items() if np.isfinite(wrong).all()},
+            tolerance=1e-4,
+            otherwise="Keep the likeliest characters until they have `mass` together.",
+        )
+    return (
+        "where the network is sure, one character is left; where it is not, many are. Temperature "
+        "cannot do that: it treats every place alike."
+    )
+
+
+def _normalised(numbers: np.ndarray) -> np.ndarray:
+    return numbers / numbers.sum() if numbers.any() else np.full_like(numbers, np.nan)
+
+
+def _keeping_smallest(given: np.ndarray, mass: float) -> np.ndarray:
+    """The probabilities of the least likely that have `mass` together; the others zero."""
+    order = np.argsort(given)
+    kept = order[np.cumsum(given[order]) - given[order] < mass]
+    result = np.zeros_like(given)
+    result[kept] = given[kept]
+    return result
+
+
+@exercise("14.3", "the gradient across a cut", "hard")
+def across_the_cut(function: Callable) -> str:
+    rng = np.random.default_rng(143)
+    U, W = (jnp.asarray(0.6 * rng.normal(size=shape), jnp.float32) for shape in ((3, 3), (3, 2)))
+    params = {"U": U, "W": W}
+    first, second = (jnp.asarray(rng.normal(size=(4, 2)), jnp.float32) for _ in range(2))
+    carry = jnp.asarray(rng.normal(size=3), jnp.float32)
+    calls: list[int] = []
+
+    def loss_of(params, carry, segment):
+        calls.append(len(segment))
+        total = 0.0
+        for x in segment:
+            carry = jnp.tanh(params["U"] @ carry + params["W"] @ x)
+            total = total + jnp.sum(carry**2)
+        return total, carry
+
+    def whole(params, cut=False, forgotten=False):
+        loss, middle = loss_of(params, carry, first)
+        middle = jax.lax.stop_gradient(middle) if cut else middle
+        middle = carry if forgotten else middle
+        return loss + loss_of(params, middle, second)[0]
+
+    right = jax.grad(whole)(params)
+    cut = jax.grad(lambda p: whole(p, cut=True))(params)
+    forgotten = jax.grad(lambda p: whole(p, forgotten=True))(params)
+    middle = loss_of(params, carry, first)[1]
+    only = [
+        jax.grad(lambda p, c=c, s=s: loss_of(p, c, s)[0])(params)
+        for c, s in ((carry, first), (middle, second))
+    ]
+    across = jax.tree.map(lambda a, b: a - b, right, cut)
+    calls.clear()
+    result = run(function, loss_of, params, carry, first, second)
+    if not isinstance(result, dict) or set(result) != {"U", "W"}:
+        kind = type(result).__name__
+        raise Wrong(f"Return the gradient, a dict like `params` with U and W, not a {kind}.")
+    for name in ("U", "W"):
+        if result[name] is Ellipsis:
+            raise NotStarted
+        expect_close(
+            result[name],
+            right[name],
+            name=f"the gradient of {name}",
+            tolerance=1e-4,
+            mistakes={
+                "This is the truncated gradient: what the second segment wants of the carry never "
+                "reaches the first. It must be the `carry` part of what `pull_first` "
+                "gets.": cut[name],
+                "The second segment begins with the carry of the first one's *beginning*. Hand the "
+                "new carry on.": forgotten[name],
+                "Here the carry of the first segment is followed back, but the loss of the first "
+                "segment has no say: its cotangent is 1.": (across[name] + only[1][name]),
+                "This is the first segment's share alone; the second one's is missing.": (
+                    only[0][name] + across[name]
+                ),
+                "This is the second segment's share alone.": only[1][name],
+                "This is the first segment's own gradient alone.": only[0][name],
+            },
+            otherwise="Go backwards: the second segment first, then the first.",
+        )
+    if any(steps > len(first) for steps in calls):
+        raise Wrong(
+            "The values are right, but you have run both segments in one call. Take one segment at "
+            "a time: only then does the memory of one segment do for both."
+        )
+    return (
+        "what truncation leaves out is one product with a vector: the gradient of the carry. With "
+        "it, a training in segments has the exact gradient, but it must keep every carry and go "
+        "through the segments backwards."
+    )
+
+
+# The capstone: a small language whose entropy is known.
+
+NAMES, OPEN, CLOSE = "abcdef", "([{<", ")]}>"
+LETTERS = "\n" + NAMES + OPEN + CLOSE  # the codes are places in this string
+DEEPEST, NESTED, ENDING = 3, 0.35, 0.4
+FOLLOWERS = {c: NAMES[(2 * i + 1) % 6] + NAMES[(i + 3) % 6] for i, c in enumerate(NAMES)}
+TRAIN, TEST, SECONDS = 300_000, 6_000, 120
+
+
+@cache
+def brackets(length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a text of nested brackets; return its codes and what each costs who knows the rules.
+
+    At each place a bracket of four kinds may open (with probability 0.35, at most 3 deep), the last
+    open one may close, or a name of three letters follows, whose two last letters are decided by
+    its first. Each line ends when nothing is open any more, with probability 0.4.
+    """
+    rng = np.random.default_rng(seed)
+    codes: list[int] = []
+    bits: list[float] = []
+
+    def write(letter: str, probability: float) -> None:
+        codes.append(LETTERS.index(letter))
+        bits.append(-np.log2(probability))
+
+    open_now: list[str] = []
+    while len(codes) < length:
+        opening = NESTED if len(open_now) < DEEPEST else 0.0
+        draw = rng.random()
+        if draw < opening:
+            kind = int(rng.integers(4))
+            write(OPEN[kind], opening / 4)
+            open_now.append(CLOSE[kind])
+        elif draw < opening + (1 - opening) * ENDING:
+            write(open_now.pop() if open_now else "\n", (1 - opening) * ENDING)
+        else:
+            letter = NAMES[rng.integers(6)]
+            write(letter, (1 - opening) * (1 - ENDING) / 6)
+            for follower in FOLLOWERS[letter]:
+                write(follower, 1.0)
+    return np.array(codes[:length], np.int32), np.array(bits[:length])
+
+
+@exercise("14.4", "a language model of your own", "open")
+def own_model(function: Callable) -> str:
+    train, _ = brackets(TRAIN, 144)
+    test, entropy = brackets(TEST, 145)
+    start = time.perf_counter()
+    predict = run(function, jnp.asarray(train), len(LETTERS))
+    seconds = time.perf_counter() - start
+    if not callable(predict):
+        raise Wrong(
+            f"`learn` should return a function, `predict(codes)`, not a {type(predict).__name__}."
+        )
+    logs = _predictions(predict, test)
+    changed = test.copy()
+    changed[TEST // 2 :] = (changed[TEST // 2 :] + 1) % len(LETTERS)
+    causal = np.abs(_predictions(predict, changed) - logs)[: TEST // 2 + 1].max() < 1e-3
+
+    bits = -logs[np.arange(TEST), test] / np.log(2)
+    mean, optimum = float(bits.mean()), float(entropy.mean())
+    grams = {order: float(ngram_bits(train, test, order, 15).mean()) for order in range(1, 9)}
+    best = min(grams, key=grams.get)
+    far = _far_closings(test)
+    kinds = [LETTERS.index(c) for c in CLOSE]
+    among = jax.nn.log_softmax(logs[far][:, kinds], axis=1)
+    sure = float(np.exp(among)[np.arange(len(far)), [kinds.index(c) for c in test[far]]].mean())
+    sums = np.abs(np.exp(logs).sum(axis=1) - 1).max()
+    score = rubric(
+        [
+            Criterion(
+                "every row is a distribution",
+                bool(sums < 1e-3),
+                "Return logarithms of probabilities: `jax.nn.log_softmax` of the scores.",
+            ),
+            Criterion(
+                "no row knows what comes later",
+                causal,
+                "Row t is about `codes[t]` and may depend on `codes[:t]` only. Did you forget to "
+                "shift? The first row is what the model says before it has read anything.",
+            ),
+            Criterion(
+                f"better than the letters' frequencies, {grams[1]:.2f} bits",
+                mean < grams[1] - 0.05,
+                "Does the loss fall while it trains? Are inputs and targets one letter apart?",
+            ),
+            Criterion(
+                f"better than pairs of letters, {grams[2]:.2f} bits",
+                mean < grams[2] - 0.02,
+                "The model knows little more than its last input: is the state used at all?",
+            ),
+            Criterion(
+                f"better than the best of 1- to 8-grams, {grams[best]:.2f} bits",
+                mean < grams[best],
+                "The state must bridge what lies between two brackets: hand the carry on from "
+                "segment to segment, and give it a few hundred updates.",
+            ),
+            Criterion(
+                f"learned within {SECONDS} s",
+                seconds < SECONDS,
+                "Compile the whole training as one scan; fewer updates or units may do.",
+            ),
+        ],
+        [
+            Criterion("60 % sure which bracket closes after 8 letters and more", sure > 0.6),
+            Criterion(f"within 0.1 bits of the source, {optimum:.2f} bits", mean < optimum + 0.1),
+        ],
+    )
+    return (
+        f"≈ {mean:.3f} bits per letter, ≈ {100 * sure:.0f} % sure of far brackets, learned in "
+        f"≈ {seconds:.0f} s. {score}"
+    )
+
+
+def _predictions(predict: Callable, codes: np.ndarray) -> np.ndarray:
+    logs = run(predict, jnp.asarray(codes))
+    shape = len(codes), len(LETTERS)
+    if np.shape(logs) != shape:
+        raise Wrong(
+            f"`predict(codes)` for {len(codes)} codes returned shape {np.shape(logs)}; expected "
+            f"{shape}: row t holds the log-probabilities of what stands at place t."
+        )
+    logs = np.asarray(logs, np.float64)
+    if np.isnan(logs).any():
+        raise Wrong("`predict` returned NaN. Has the training diverged? Clip the gradient.")
+    return logs
+
+
+def _far_closings(codes: np.ndarray) -> np.ndarray:
+    """The places of brackets that close what was opened 8 letters before or more."""
+    places, open_now = [], []
+    for place, code in enumerate(codes):
+        letter = LETTERS[code]
+        if letter in OPEN:
+            open_now.append(place)
+        elif letter in CLOSE and open_now and place - open_now.pop() >= 8:
+            places.append(place)
+    return np.array(places)

@@ -1,0 +1,235 @@
+"""Chapter 14: starters are told apart, right answers pass, and mistakes are named."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled.lab.exercises import EXERCISES, judge, language
+
+
+def verdict(number, *answer):
+    return judge(EXERCISES[number], *answer)
+
+
+def test_starters():
+    for number in ("14.1", "14.2"):
+        assert verdict(number, lambda first, second: ...)[0] == "not started"
+    assert verdict("14.3", lambda loss_of, params, carry, a, b: ...)[0] == "not started"
+    assert verdict("14.4", lambda codes, size: ...)[0] == "not started"
+
+
+# 14.1
+
+
+def costs(scores, codes):
+    return -jax.nn.log_softmax(scores)[jnp.arange(len(codes)), codes]
+
+
+BITS = {
+    "These are nats": lambda s, c: costs(s, c).mean(),
+    "The sign": lambda s, c: -costs(s, c).mean() / jnp.log(2),
+    "the sum over the text": lambda s, c: costs(s, c).sum() / jnp.log(2),
+    "where you should divide": lambda s, c: costs(s, c).mean() * jnp.log(2),
+    "the perplexity": lambda s, c: jnp.exp(costs(s, c).mean()),
+    "the mean of the probabilities": lambda s, c: -jnp.log2(jnp.exp(-costs(s, c)).mean()),
+    "not of the one that came": lambda s, c: -jax.nn.log_softmax(s).max(axis=1).mean() / jnp.log(2),
+    "no probabilities yet": lambda s, c: -s[jnp.arange(len(c)), c].mean() / jnp.log(2),
+    "stopped with TypeError": lambda s, c: costs(s, c) / "two",
+}
+
+
+@pytest.mark.parametrize("words", BITS)
+def test_14_1_names_the_mistake(words):
+    found, message = verdict("14.1", BITS[words])
+    assert found == "not yet" and words in message, message
+
+
+def test_14_1_right_answer():
+    assert verdict("14.1", lambda s, c: costs(s, c).mean() / jnp.log(2))[0] == "right"
+
+
+# 14.2
+
+
+def nucleus(p, mass, kept=lambda sums, p, mass: sums - p < mass, sign=-1, sort=True, whole=True):
+    p = np.asarray(p)
+    order = np.argsort(sign * p) if sort else np.arange(len(p))
+    likeliest = np.where(kept(np.cumsum(p[order]), p[order], mass), p[order], 0)
+    result = np.zeros_like(p)
+    result[order] = likeliest
+    return result / result.sum() if whole else result
+
+
+NUCLEUS = {
+    "carries the sum beyond": {"kept": lambda sums, p, mass: (sums <= mass) | (sums == p)},
+    "sum to one again": {"whole": False},
+    "the *first* characters": {"sort": False},
+    "the least likely": {"sign": 1},
+    "Nothing is left out": {"kept": lambda sums, p, mass: sums > 0},
+}
+
+
+@pytest.mark.parametrize("words", NUCLEUS)
+def test_14_2_names_the_mistake(words):
+    found, message = verdict("14.2", lambda p, mass: nucleus(p, mass, **NUCLEUS[words]))
+    assert found == "not yet" and words in message, message
+
+
+def test_14_2_order_and_right_answer():
+    found, message = verdict("14.2", lambda p, mass: -np.sort(-nucleus(p, mass)))
+    assert found == "not yet" and "Put each probability back" in message
+    assert verdict("14.2", nucleus)[0] == "right"
+
+
+# 14.3
+
+
+def whole_gradient(loss_of, params, carry, first, second, *, across=1.0, own=1.0, parts=(1, 1)):
+    (_, middle), pull_first = jax.vjp(loss_of, params, carry, first)
+    (_, last), pull_second = jax.vjp(loss_of, params, middle, second)
+    of_second, of_middle, _ = pull_second((1.0, jnp.zeros_like(last)))
+    of_first, _, _ = pull_first((own, across * of_middle))
+    return jax.tree.map(lambda a, b: parts[0] * a + parts[1] * b, of_first, of_second)
+
+
+def in_one_call(loss_of, params, carry, first, second):
+    both = jnp.concatenate([first, second])
+    return jax.grad(lambda p: loss_of(p, carry, both)[0])(params)
+
+
+def forgetful(loss_of, params, carry, first, second):
+    return jax.grad(lambda p: loss_of(p, carry, first)[0] + loss_of(p, carry, second)[0])(params)
+
+
+def with_options(**options):
+    return lambda *arguments: whole_gradient(*arguments, **options)
+
+
+ACROSS = {
+    "truncated gradient": with_options(across=0.0),
+    "the first one's *beginning*": forgetful,
+    "has no say": with_options(own=0.0),
+    "the first segment's share alone": with_options(parts=(1, 0)),
+    "the second segment's share alone": with_options(parts=(0, 1)),
+    "own gradient alone": with_options(across=0.0, parts=(1, 0)),
+    "both segments in one call": in_one_call,
+    "a dict like `params`": lambda loss_of, params, carry, a, b: 1.0,
+}
+
+
+def test_14_3_names_each_mistake_and_finds_the_right_answer():
+    for words, answer in ACROSS.items():
+        found, message = verdict("14.3", answer)
+        assert found == "not yet" and words in message, message
+    assert verdict("14.3", whole_gradient)[0] == "right"
+
+
+# 14.4: models that need no training
+
+
+def always(row):
+    return lambda codes, size: lambda test: np.tile(np.log(row(codes, size)), (len(test), 1))
+
+
+def counting_pairs(codes, size, equal=0.0):
+    counts = np.full((size, size), 0.1)
+    np.add.at(counts, (np.asarray(codes)[:-1], np.asarray(codes)[1:]), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    table = np.log((1 - equal) * shares + equal / size)
+    return lambda test: np.concatenate([np.full((1, size), -np.log(size)), table[test[:-1]]])
+
+
+def counting_triples(codes, size):
+    counts = np.full((size, size, size), 0.1)
+    codes = np.asarray(codes)
+    np.add.at(counts, (codes[:-2], codes[1:-1], codes[2:]), 1)
+    table = np.log(counts / counts.sum(axis=-1, keepdims=True))
+    start = np.full((2, size), -np.log(size))
+    return lambda test: np.concatenate([start, table[test[:-2], test[1:-1]]])
+
+
+def seeing(codes, size):
+    return lambda test: np.log(0.97 * np.eye(size)[test] + 0.03 / size)
+
+
+def knowing_the_rules(codes, size):
+    """Keeps a stack, as the source does."""
+    place = language.LETTERS.index
+
+    def predict(test):
+        rows, stack, rest = [], [], ""
+        for code in [None, *np.asarray(test)[:-1]]:
+            letter = "\n" if code is None else language.LETTERS[code]
+            if letter in language.OPEN:
+                stack.append(language.CLOSE[language.OPEN.index(letter)])
+            elif letter in language.CLOSE:
+                stack = stack[:-1]
+            elif letter in language.NAMES:
+                rest = rest[1:] if rest else language.FOLLOWERS[letter]
+            row = np.full(size, 1e-9)
+            if rest:
+                row[place(rest[0])] = 1
+            else:
+                opening = language.NESTED * (len(stack) < language.DEEPEST)
+                row[7:11] += opening / 4
+                row[1:7] += (1 - opening) * (1 - language.ENDING) / 6
+                row[place(stack[-1] if stack else "\n")] += (1 - opening) * language.ENDING
+            rows.append(np.log(row / row.sum()))
+        return np.array(rows)
+
+    return predict
+
+
+OWN = {
+    "Return logarithms": lambda codes, size: lambda test: np.full((len(test), size), 0.5),
+    "Did you forget to shift": seeing,
+    "Does the loss fall": always(lambda codes, size: np.full(size, 1 / size)),
+    "is the state used at all": lambda codes, size: counting_pairs(codes, size, equal=0.3),
+    "hand the carry on": counting_triples,
+    "should return a function": lambda codes, size: 1.0,
+    "expected (6000, 15)": lambda codes, size: lambda test: np.zeros((3, size)),
+    "returned NaN": always(lambda codes, size: np.full(size, np.nan)),
+}
+
+
+@pytest.fixture(autouse=True)
+def smaller(monkeypatch):
+    """Counts of short contexts say enough about these models, and are quick."""
+    counted = {}
+
+    def ngram_bits(train, test, order, size):
+        order = min(order, 4)
+        if order not in counted:
+            counted[order] = language_bits(train, test, order, size)
+        return counted[order]
+
+    monkeypatch.setattr(language, "TRAIN", 20_000)
+    language_bits = language.ngram_bits
+    monkeypatch.setattr(language, "ngram_bits", ngram_bits)
+
+
+def test_14_4_names_each_shortcoming():
+    for words, answer in OWN.items():
+        found, message = verdict("14.4", answer)
+        assert found == "not yet" and words in message, (words, message)
+
+
+def test_14_4_who_keeps_a_stack_meets_every_criterion():
+    found, message = verdict("14.4", knowing_the_rules)
+    assert found == "right" and "8 of 8 criteria" in message, message
+
+
+def test_the_source_of_14_4_is_what_it_says():
+    codes, bits = language.brackets(5000, 0)
+    text = "".join(language.LETTERS[code] for code in codes)
+    for line in text.split("\n")[:-1]:
+        nested = "".join(letter for letter in line if letter not in language.NAMES)
+        while nested:
+            before = nested
+            for pair in zip(language.OPEN, language.CLOSE):
+                nested = nested.replace("".join(pair), "")
+            assert nested != before, line
+    assert 0.5 < bits.mean() < 3 and len(codes) == len(bits) == 5000
