@@ -1,14 +1,21 @@
 """The book leads to the repository it is built in: a fork to itself, a copy to the declared one."""
 
 import importlib.util
+import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import docutils.nodes
+import docutils.utils
+import nbformat
 import pytest
 
 import unrolled
 
-EXTENSIONS = Path(__file__).resolve().parents[1] / "book/_extensions"
+BOOK = Path(__file__).resolve().parents[1] / "book"
+EXTENSIONS = BOOK / "_extensions"
+CHAPTERS = sorted(BOOK.glob("*.ipynb"))
 
 
 def load(name):
@@ -110,6 +117,61 @@ def test_equations_become_html_and_mathml_and_a_mistake_in_one_is_told():
     assert "katex-display" in typeset("z", display=True)
     with pytest.raises(ValueError, match="Undefined control sequence"):
         typeset(r"\tahn(x)")
+
+
+def test_the_height_of_an_equation_is_known_before_it_is_drawn():
+    extension = load("unrolled_math")
+    one, two = r"a &= b", r"a &= b \\ c &= d"
+    heights = [
+        max(
+            map(
+                float,
+                extension.HEIGHT.findall(
+                    extension.typeset(rf"\begin{{aligned}}{tex}\end{{aligned}}", True)
+                ),
+            )
+        )
+        for tex in (one, two)
+    ]
+    assert 1 < heights[0] < heights[1]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapters_equations_and_figures_are_numbered_in_order(chapter):
+    number = int(chapter.name[:2])
+    cells = nbformat.read(chapter, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    equations = re.findall(r"\$\$.+?\$\$", text, re.DOTALL)
+    tags = [re.findall(r"\\tag\{(.*?)\}", equation) for equation in equations]
+    assert tags == [[f"{number}.{k}"] for k in range(1, len(equations) + 1)], "end with \\tag{n.k}"
+    figures = re.findall(r"\*\*Figure (\d+\.\d+)\.\*\*", text)
+    assert figures == [f"{number}.{k}" for k in range(1, len(figures) + 1)]
+
+
+def test_a_mention_leads_to_what_is_numbered_and_a_wrong_one_is_passed_over():
+    extension = load("unrolled_numbers")
+    page = docutils.utils.new_document("page")
+    strong = docutils.nodes.strong("", "Figure 2.1.")
+    caption = docutils.nodes.paragraph("", "", strong, docutils.nodes.Text(" A gate."))
+    mention = docutils.nodes.paragraph(
+        "", "As Figure 2.1 and equation 2.3 show, unlike figure 2.9."
+    )
+    equation = docutils.nodes.math_block(r"z \tag{2.3}", r"z \tag{2.3}")
+    page += [caption, equation, mention]
+
+    app = SimpleNamespace(env=SimpleNamespace(docname="02"), builder=SimpleNamespace())
+    app.builder.get_relative_uri = lambda here, there: f"{there}.html"
+    extension.collect(app, page)
+    assert caption["ids"] == ["figure-2-1"] and equation["ids"] == ["equation-2-3"]
+    extension.lead_to_the_numbers(app, page, "03")
+    links = [(link.astext(), link["refuri"]) for link in page.findall(docutils.nodes.reference)]
+    assert links == [
+        ("Figure 2.1", "02.html#figure-2-1"),
+        ("equation 2.3", "02.html#equation-2-3"),
+    ]
+    assert mention.astext() == "As Figure 2.1 and equation 2.3 show, unlike figure 2.9."
+    extension.forget(app, app.env, "02")
+    assert extension.numbers(app.env) == {}
 
 
 def test_only_the_rules_that_can_match_are_published():

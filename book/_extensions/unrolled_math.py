@@ -23,7 +23,7 @@ KATEX = Path(__file__).resolve().parents[1] / "static/vendor/katex/katex.min.js"
 TYPESET = """(tex, displayMode) => JSON.stringify(
     katex.renderToString(tex, {displayMode, throwOnError: true, strict: 'error'}))"""
 PUNCTUATION = re.compile(r"[,.;:!?)\]’”]+")
-HEIGHT = re.compile(r'class="strut" style="height:([\d.]+)em')
+HEIGHT = re.compile(r'class="katex-strut" style="height:([\d.]+)em')
 NOT_HTML = re.compile(r' columnspacing=""|height:-[\d.]+em;')  # KaTeX writes both; neither is valid
 
 logger = logging.getLogger(__name__)
