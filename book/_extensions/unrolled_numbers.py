@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 CAPTION = re.compile(r"Figure (\d+)\.(\d+)\.$")
 TAG = re.compile(r"\\tag\{(\d+)\.(\d+)\}")
-MENTION = re.compile(r"\b([Ff]igure|[Ee]quation)\s(\d+)\.(\d+)\b")
+MENTION = re.compile(r"\b(figure|equation)\s(\d+)\.(\d+)\b", re.IGNORECASE)
 NOT_TEXT = (nodes.literal, nodes.literal_block, nodes.reference, nodes.strong, nodes.title)
 
 
