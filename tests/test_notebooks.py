@@ -79,6 +79,16 @@ def test_what_an_explorer_has_of_a_training_is_masked_and_asserted(good):
     assert any("without asserting its bound" in problem for problem in change(good, edit))
 
 
+def test_what_a_network_has_written_is_masked_and_asserted(good):
+    text = 'a sample:\n≈ «The "if"\nstatement 3»\n'
+    assert notebooks.masked(text) == notebooks.masked(text.replace("3", "a 4")) != text
+
+    def edit(book):
+        book.cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+
+    assert any("without asserting its bound" in problem for problem in change(good, edit))
+
+
 BROKEN = {
     "execution count None": lambda book: book.cells[1].update(execution_count=None),
     "stores the error ValueError": lambda book: book.cells[1].outputs.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.browser.conftest import DESKTOP, PHONE, settle, watch
 from unrolled import RNN, Bidirectional, GRUCell, LSTMCell, SimpleCell, gru_sequence, gru_step
 from unrolled.gru import PARAMETER_SHAPES
+from unrolled.lab.language import CHARACTERS, encode
 
 pytestmark = pytest.mark.browser
 
@@ -25,6 +27,7 @@ CHAPTERS = {
     "cells": "/book/07_lstm.html",
     "directions": "/book/10_bidirectional.html",
     "draw": "/book/10_bidirectional.html",
+    "language": "/book/14_language.html",
 }
 """Where each explorer is, by the name in its tag; that of the home page is tried by itself."""
 
@@ -709,3 +712,121 @@ def test_two_cells_by_the_keyboard_alone(cells):
     state, values = expect_cells(cells)
     assert {"step": 12, "x_12": 1, "bias": -2, "weight": 12}.items() <= state.items()
     assert values["memory"][10] < 0.05  # forgotten, and so is all before step 12 in the GRU
+
+
+@pytest.fixture
+def language(opened) -> Locator:
+    return opened("language")
+
+
+@pytest.fixture(scope="module")
+def language_by_python() -> Callable[[Locator], tuple[np.ndarray, np.ndarray]]:
+    """Scores of the next character and the states, by the package, with the page's own weights."""
+    compiled = []
+
+    def read(language: Locator) -> tuple[np.ndarray, np.ndarray]:
+        if not compiled:
+            embedding, layers, kernel, bias = carried_by(language)
+
+            def run(codes):
+                outputs, states = jnp.asarray(embedding)[codes], []
+                for layer in layers:
+                    outputs = layer(outputs)
+                    states.append(outputs)
+                return outputs @ kernel + bias, jnp.stack(states)
+
+            compiled.append(jax.jit(run))
+        text = encode(language.evaluate("e => e.text"))
+        # One length, so that it compiles once: what follows the text changes nothing in it.
+        scores, states = compiled[0](jnp.asarray(np.pad(text, (0, 700 - len(text)))))
+        return np.asarray(scores[len(text) - 1]), np.asarray(states)[:, : len(text)]
+
+    return read
+
+
+def carried_by(language: Locator) -> tuple[np.ndarray, list[RNN], np.ndarray, np.ndarray]:
+    """The page's weights: the embedding, the package's layers, kernel and bias of the readout."""
+    given, measured = language.evaluate("e => [e.given, e.measured]")
+    hidden, inputs, size = given["hidden"], given["inputs"], len(CHARACTERS)
+    parts = {name: base64.b64decode(measured[name]) for name in ("int8", "float32")}
+    whole, real = np.frombuffer(parts["int8"], "i1"), np.frombuffer(parts["float32"], "<f4")
+
+    def floats(count):
+        nonlocal real
+        taken, real = np.split(real, [count])
+        return taken
+
+    def matrix(rows, columns):
+        nonlocal whole
+        taken, whole = np.split(whole, [rows * columns])
+        return taken.reshape(rows, columns) * floats(columns)
+
+    embedding, layers = matrix(size, inputs), []
+    for features in [inputs] + [hidden] * (given["layers"] - 1):
+        cell = nnx.eval_shape(lambda n=features: GRUCell(n, hidden, rngs=nnx.Rngs(0)))
+        cell.dense_i.kernel.set_value(jnp.asarray(matrix(features, 3 * hidden)))
+        cell.dense_h.kernel.set_value(jnp.asarray(matrix(hidden, 3 * hidden)))
+        cell.dense_i.bias.set_value(jnp.asarray(floats(3 * hidden)))
+        cell.b_hn.set_value(jnp.asarray(floats(hidden)))
+        layers.append(RNN(cell, rngs=False))
+    kernel, bias = matrix(hidden, size), floats(size)
+    assert not len(whole) and not len(real)
+    return embedding, layers, kernel, bias
+
+
+def expect_language(language: Locator, by_python: Callable) -> tuple[dict[str, float], dict]:
+    state, values = shown_by(language)
+    scores, states = by_python(language)
+    expected = jax.nn.softmax(scores / max(state["temperature"], 1e-6))
+    np.testing.assert_allclose(values["probabilities"], expected, rtol=0, atol=1e-3)
+    assert language.get_by_label("The text").input_value() == values["text"]
+    assert language.locator("pre").text_content() == values["text"]
+    if state["unit"]:
+        layer, unit, sign = language.evaluate("e => e.measured.units")[int(state["unit"]) - 1]
+        np.testing.assert_allclose(
+            values["tracked"], sign * states[layer, :, unit], rtol=0, atol=1e-3
+        )
+    return state, values
+
+
+def test_the_trained_network_writes_what_it_would_in_python(language, language_by_python):
+    state, values = expect_language(language, language_by_python)
+    assert values["text"] == "The object " and state == {"temperature": 0.5, "unit": 0}
+    language.page.emulate_media(reduced_motion="reduce")
+    language.locator("#temperature").fill("0")
+    language.get_by_role("button", name="Write").click()  # all at once, without motion
+    state, values = expect_language(language, language_by_python)
+    assert len(values["text"]) == 311
+    assert values["probabilities"][values["ranked"][0]] == 1  # certain at temperature 0
+    language.locator("#temperature").fill("1")
+    language.get_by_label("Colour of the unit for").select_option("quotes")
+    expect_language(language, language_by_python)
+    spoken = language.locator("[aria-live=polite]")
+    expect(spoken).to_contain_text(values["text"][-20:])
+    language.page.emulate_media(reduced_motion="no-preference")
+    language.get_by_role("button", name="Write").click()
+    language.get_by_role("button", name="Stop").click()
+    language.get_by_role("button", name="Write").wait_for()
+    _, values = expect_language(language, language_by_python)
+    assert 311 <= len(values["text"]) < 611
+
+
+def test_the_reader_chooses_characters_with_mouse_finger_and_keyboard(language, language_by_python):
+    ranked = shown_by(language)[1]["ranked"]
+    draw(language, (10 + 32 * 1.5, 150))  # the second bar
+    _, values = expect_language(language, language_by_python)
+    assert values["text"] == "The object " + CHARACTERS[ranked[1]]
+    touch(language, 10 + 32 * 0.5, 150)
+    _, touched = expect_language(language, language_by_python)
+    assert touched["text"] == values["text"] + CHARACTERS[values["ranked"][0]]
+    field = language.get_by_label("The text")
+    field.focus()
+    language.page.keyboard.press("ControlOrMeta+A")
+    language.page.keyboard.type('π if "x')
+    _, values = expect_language(language, language_by_python)
+    assert values["text"] == ' if "x'  # what it does not know is left out
+    language.page.keyboard.press("Tab")
+    language.page.keyboard.press("Tab")
+    language.page.keyboard.press("Enter")  # one character
+    _, values = expect_language(language, language_by_python)
+    assert len(values["text"]) == 7

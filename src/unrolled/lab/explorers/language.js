@@ -34,7 +34,7 @@ class Language extends Explorer {
   static pad = pad(0, 20, 340, 176, "tap");
   static controls = [
     { name: "temperature", label: "Temperature", min: 0, max: 1.5, step: 0.05, color: "candidate" },
-    { name: "unit", label: "Colour shows", options: ["nothing", "the unit for place in the line", "the unit for double quotes", "the unit for parentheses"] },
+    { name: "unit", label: "Colour of the unit for", options: ["nothing", "place in the line", "quotes", "parentheses"] },
   ];
 
   build() {
@@ -49,7 +49,9 @@ class Language extends Explorer {
     this.find("#text").addEventListener("input", (event) => {
       event.stopPropagation();
       this.stop();
-      this.say([...event.target.value].filter((c) => CHARACTERS.includes(c)).join("").slice(0, MOST), true);
+      const { value } = event.target;
+      const known = [...value].filter((c) => CHARACTERS.includes(c)).join("").slice(0, MOST);
+      this.say(known, known === value);
     });
     this.find("#one").addEventListener("click", () => this.write(1));
     this.find("#write").addEventListener("click", () => this.frame ? this.stop() : this.run());
@@ -88,14 +90,18 @@ class Language extends Explorer {
 
   say(text, typed = false) {
     this.text = text;
-    if (!typed) this.find("#text").value = text;
+    if (!typed) {
+      const field = this.find("#text");
+      field.value = text;
+      field.scrollTop = field.scrollHeight;
+    }
     this.set({});
   }
 
   write(count) {
     for (; count && this.text.length < MOST; count--) {
       let left = Math.random();
-      const { probabilities } = this.values ;
+      const { probabilities } = this.values;
       const code = probabilities.findIndex((p) => (left -= p) < 0);
       this.text += CHARACTERS[code < 0 ? this.values.ranked[0] : code];
       this.values = this.compute(this.state);
