@@ -1,12 +1,13 @@
 """Train chapter 14's language model for longer, with more units and more dropout.
 
-    python examples/train_language.py                 some ten minutes on a CPU core
-    python examples/train_language.py --updates 200   a short one
+    python examples/train_language.py                  some ten minutes on a CPU core
+    python examples/train_language.py --updates 500    a short one
 
 It prints bits per character of held-out text, what an n-gram model and two compressors need for the
 same text, and what the network writes. On the same machine the same arguments give the same lines;
-train_language.log keeps those of a run without arguments. With --checkpoints FOLDER it saves its
-state after each round, and when it is started again with the same arguments it goes on from there.
+train_language.log keeps those of a run without arguments (two cores of an x86-64 server, Python
+3.11, JAX 0.10). With --checkpoints FOLDER it saves its state after each round, and when it is
+started again with the same arguments it goes on from there.
 """
 
 from __future__ import annotations
