@@ -213,3 +213,24 @@ def test_errors_when_a_cell_is_made(kind):
         kind(IN, 4.0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"in_features is 0; expected at least 1"):
         kind(0, HIDDEN, rngs=nnx.Rngs(0))
+
+
+def test_what_fuzzing_found_is_named():
+    key, draws = jax.random.key(0), (modified_orthogonal, orthogonal_per_gate)
+    for draw in draws:
+        with pytest.raises(TypeError, match="expected one random key"):
+            draw(0, (2, 2))
+        with pytest.raises(ValueError, match="expected two sizes at least"):
+            draw(key, (2,))
+        with pytest.raises(ValueError, match="a size of shape is 0; expected at least 1"):
+            draw(key, (0, 2))
+        with pytest.raises(TypeError, match="dtype is 'int32'; expected a floating dtype"):
+            draw(key, (2, 2), "int32")
+    with pytest.raises(TypeError, match="GRUCell: param_dtype is 'int32'; expected a floating"):
+        GRUCell(2, 3, param_dtype="int32", rngs=nnx.Rngs(0))
+    cell = SimpleCell(2, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"SimpleCell: inputs is \[1, \[2\]\]; expected an array"):
+        cell(jnp.zeros(3), [1, [2]])
+    for odd in (None, [cell], SimpleCell):
+        with pytest.raises(TypeError, match=r"LearnedCarry got .*; expected a cell"):
+            LearnedCarry(odd)

@@ -358,3 +358,24 @@ def test_it_lowers_for_every_platform(platform):
 
     exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=[platform])(*random_case())
     assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize("key", [0, None, 2.5, "key", np.zeros(3, np.uint32), np.zeros(2)])
+def test_something_else_than_a_key_is_named(key):
+    with pytest.raises(TypeError, match=r"key is .*; expected one random key, jax.random.key\(0\)"):
+        initialize_gru_params(key, 2, 3)
+
+
+def test_old_and_new_keys_are_accepted():
+    for key in (jax.random.key(1), jax.random.PRNGKey(1)):
+        assert len(jax.jit(lambda key: initialize_gru_params(key, 2, 3))(key)) == 9
+
+
+def test_other_arguments_of_the_initialisation_are_named():
+    key = jax.random.key(0)
+    with pytest.raises(TypeError, match="dtype is 'banana'"):
+        initialize_gru_params(key, 2, 3, dtype="banana")
+    with pytest.raises(TypeError, match="scale is None; expected one number"):
+        initialize_gru_params(key, 2, 3, scale=None)
+    with pytest.raises(TypeError, match="expected a whole number of features"):
+        initialize_gru_params(key, np.array([2]), 3)

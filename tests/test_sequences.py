@@ -159,3 +159,45 @@ def test_other_errors_are_named():
         mask_padding(jnp.zeros((3, 2)), sequence_mask([1, 2]))
     with pytest.raises(ValueError, match="expected 2 batch dimensions and a time axis"):
         flip_sequences(jnp.zeros((3, 2)), None, 2, False)
+
+
+NO_NUMBERS = [None, "abc", {}, [1, [2]]]
+
+
+@pytest.mark.parametrize("odd", NO_NUMBERS, ids=str)
+def test_what_is_no_array_of_numbers_is_named(odd):
+    """What `make fuzz` found: each of these ended somewhere in NumPy or JAX."""
+    with pytest.raises(TypeError, match=r"seq_lengths .*expected"):
+        sequence_mask(odd, 3)
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        pad_sequences(odd)
+    for function in (flip_sequences, last_valid_step):
+        with pytest.raises(TypeError, match=r"inputs is .*expected an array of numbers"):
+            function(odd, None, 1, False)
+
+
+def test_sizes_that_are_no_whole_numbers_are_named():
+    with pytest.raises(TypeError, match=r"num_steps is 2.5; expected a whole number"):
+        sequence_mask([1], 2.5)
+    with pytest.raises(TypeError, match="num_steps is '3'; expected a whole number"):
+        pad_sequences([np.zeros(2)], num_steps="3")
+    with pytest.raises(ValueError, match="num_batch_dims is -1; expected at least 0"):
+        flip_sequences(jnp.zeros((2, 2)), None, -1, False)
+    with pytest.raises(ValueError, match="expected 2 batch dimensions and a time axis"):
+        last_valid_step(jnp.zeros((2, 2)), None, 2)
+    with pytest.raises(ValueError, match=r"padded has shape \(3,\); expected \(batch, time"):
+        unpad_sequences(np.zeros(3), [1, 1, 1])
+
+
+def test_a_fill_must_fit_the_dtype_and_the_shape():
+    with pytest.raises(ValueError, match=r"fill is -1; expected a number .* uint8 holds"):
+        pad_sequences([np.zeros(2, np.uint8)], 3, fill=-1)
+    with pytest.raises(ValueError, match=r"fill is nan; expected a number .* int32 holds"):
+        mask_padding(jnp.zeros(2, jnp.int32), jnp.array([True, False]), np.nan)
+    with pytest.raises(ValueError, match=r"fill has shape \(3,\); expected a number"):
+        mask_padding(jnp.zeros(2), jnp.array([True, False]), jnp.zeros(3))
+
+
+def test_two_half_precisions_meet_in_float32():
+    halves = [np.ones(1, jnp.bfloat16), np.ones(2, np.float16)]
+    assert pad_sequences(halves)[0].dtype == np.float32

@@ -27,6 +27,14 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as default_promote_dtype
 from flax.nnx.spmd import get_var_pspec
 
+from unrolled._checks import (
+    broadcasts,
+    check_key,
+    describe,
+    floating_dtype,
+    shape_of,
+    whole_number,
+)
 from unrolled.scan import Carry, Gates, Recurrence, Weights
 
 Initializer = Callable[..., jax.Array]
@@ -55,6 +63,7 @@ def modified_orthogonal(
       >>> bool(jnp.allclose(kernel @ kernel.T, jnp.eye(3), atol=1e-5))
       True
     """
+    shape, dtype = _check_draw(key, shape, dtype)
     return nnx.initializers.orthogonal()(key, shape).astype(dtype)
 
 
@@ -78,6 +87,7 @@ def orthogonal_in_any_dtype(
       >>> orthogonal_in_any_dtype(jax.random.key(0), (2, 6), jnp.bfloat16).shape
       (2, 6)
     """
+    shape, dtype = _check_draw(key, shape, dtype)
     if jnp.finfo(dtype).bits < 32:
         return modified_orthogonal(key, shape, dtype)
     return nnx.initializers.orthogonal()(key, shape, dtype)
@@ -108,8 +118,9 @@ def orthogonal_per_gate(
       >>> bool(jnp.allclose(reset_block @ reset_block.T, jnp.eye(4), atol=1e-5))
       True
     """
-    hidden, columns = shape
-    if columns % hidden:
+    shape, dtype = _check_draw(key, shape, dtype)
+    hidden, columns = shape if len(shape) == 2 else (0, 0)
+    if not hidden or columns % hidden:
         raise ValueError(
             f"orthogonal_per_gate got the shape {tuple(shape)}; expected (hidden, gates * hidden), "
             "as a recurrent kernel has."
@@ -119,6 +130,15 @@ def orthogonal_per_gate(
         for gate_key in jax.random.split(key, columns // hidden)
     ]
     return jnp.concatenate(blocks, axis=-1)  # (hidden, gates * hidden)
+
+
+def _check_draw(key: Any, shape: Any, dtype: Any) -> tuple[tuple[int, ...], Any]:
+    """Return shape and dtype of a matrix to be drawn, or say what is wrong with them or the key."""
+    check_key(key)
+    if not isinstance(shape, (tuple, list)) or len(shape) < 2:
+        raise ValueError(f"shape is {shape!r}; expected two sizes at least, (rows, columns).")
+    sizes = tuple(whole_number("a size of shape", size, least=1) for size in shape)
+    return sizes, floating_dtype("dtype", dtype)
 
 
 class _QuietMethod:
@@ -214,7 +234,7 @@ class _FeatureCell(RNNCellBase):
             "in_features": in_features,
             "hidden_features": hidden_features,
         }.items():
-            if isinstance(size, bool) or not hasattr(size, "__index__"):
+            if isinstance(size, bool) or not hasattr(size, "__index__") or np.ndim(size):
                 raise TypeError(
                     f"{name}: {option} is {size!r}; expected a whole number, such as 8."
                 )
@@ -225,6 +245,9 @@ class _FeatureCell(RNNCellBase):
                 f"{name}: rngs is {rngs!r}; expected the source of the initial weights, "
                 "nnx.Rngs(0) for example."
             )
+        floating_dtype(f"{name}: param_dtype", param_dtype)
+        if dtype is not None:
+            floating_dtype(f"{name}: dtype", dtype)
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.activation_fn = activation_fn
@@ -376,7 +399,8 @@ class _FeatureCell(RNNCellBase):
 
     def _check_step(self, carry: Any, inputs: Any) -> None:
         """Raise unless `inputs` and `carry` fit this cell and each other."""
-        name, shape = type(self).__name__, np.shape(inputs)
+        name = type(self).__name__
+        shape = shape_of(f"{name}: inputs", inputs)
         if not shape or shape[-1] != self.in_features:
             raise ValueError(
                 f"{name}: inputs of one step have shape {shape}; expected (*batch, "
@@ -398,9 +422,10 @@ class _FeatureCell(RNNCellBase):
                     f"{name}: the carry's {part_name} is a {type(part).__name__}; expected one "
                     f"array of shape {wanted}; {mend}"
                 )
-            if not _broadcasts(np.shape(part), wanted):
+            part_shape = shape_of(f"{name}: the carry's {part_name}", part)
+            if not (broadcasts(part_shape, wanted) and part_shape[-1:] == wanted[-1:]):
                 raise ValueError(
-                    f"{name}: the carry's {part_name} has shape {np.shape(part)}; expected "
+                    f"{name}: the carry's {part_name} has shape {part_shape}; expected "
                     f"{wanted} for inputs of shape {shape}; {mend}"
                 )
 
@@ -989,6 +1014,7 @@ class LearnedCarry(RNNCellBase):
       rngs: where a random initialiser gets its keys (the stream `carry`).
 
     Raises:
+      TypeError: something that is not a cell.
       ValueError: a random initialiser without rngs.
 
     Example:
@@ -1006,8 +1032,18 @@ class LearnedCarry(RNNCellBase):
         carry_init: Initializer | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ):
+        if isinstance(cell, type) or not (callable(cell) and hasattr(cell, "initialize_carry")):
+            raise TypeError(
+                f"LearnedCarry got {describe(cell)}; expected a cell to wrap, such as "
+                "GRUCell(in_features, hidden_features, rngs=nnx.Rngs(0))."
+            )
         self.cell = cell
         if input_shape is None:
+            if not hasattr(cell, "in_features"):
+                raise ValueError(
+                    f"a {type(cell).__name__} does not say its in_features; expected input_shape, "
+                    "the shape of one input without batch."
+                )
             input_shape = (cell.in_features,)
         carry = cell.initialize_carry(input_shape, rngs, *([carry_init] if carry_init else []))
         self.initial = nnx.Param(carry)
@@ -1057,15 +1093,6 @@ class LearnedCarry(RNNCellBase):
 def _defining_class(instance: Any, name: str) -> type:
     """The class that an instance takes its method of this name from."""
     return next(cls for cls in type(instance).__mro__ if name in vars(cls))
-
-
-def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether an array of this shape broadcasts to the wanted one, its features included."""
-    try:
-        fits = np.broadcast_shapes(shape, wanted) == wanted
-    except ValueError:
-        return False
-    return fits and shape[-1:] == wanted[-1:]
 
 
 class _PublicFunction:

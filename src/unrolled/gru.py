@@ -10,6 +10,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from unrolled._checks import check_key, describe
 
 Params = Mapping[str, jax.Array]
 
@@ -51,7 +54,8 @@ def initialize_gru_params(
       `r` the reset gate, `h` the candidate state.
 
     Raises:
-      TypeError: a size that is not an integer, or a dtype that is not floating.
+      TypeError: something else than a random key, a size that is not an integer, a scale that is
+        not one number, or a dtype that is not floating.
       ValueError: a size below one.
 
     Example:
@@ -62,14 +66,21 @@ def initialize_gru_params(
       >>> params["Wz"].shape, params["Uz"].shape, params["bz"].shape
       ((8, 5), (8, 8), (8,))
     """
+    check_key(key)
+    if np.ndim(scale) or not isinstance(scale, (float, int, np.generic, jax.Array)):
+        raise TypeError(f"scale is {describe(scale)}; expected one number, such as 0.01.")
     for name, size in {"input_dim": input_dim, "hidden_dim": hidden_dim}.items():
-        if isinstance(size, bool) or not hasattr(size, "__index__"):
+        if isinstance(size, bool) or not hasattr(size, "__index__") or np.ndim(size):
             raise TypeError(f"{name} is {size!r}; expected a whole number of features, such as 8.")
         if size < 1:
             raise ValueError(f"{name} is {size}; expected at least 1.")
-    if not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        dtype_name, is_floating = jnp.dtype(dtype).name, jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        dtype_name, is_floating = repr(dtype), False
+    if not is_floating:
         raise TypeError(
-            f"dtype is {jnp.dtype(dtype).name}; a GRU's parameters are real numbers: "
+            f"dtype is {dtype_name}; a GRU's parameters are real numbers: "
             "use jnp.float32, jnp.bfloat16 or jnp.float64."
         )
     sizes = {"input_dim": input_dim, "hidden_dim": hidden_dim}

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled._checks import as_array, broadcasts, describe, shape_of, whole_number
+
 
 def check_seq_lengths(
     seq_lengths: Any, batch_shape: tuple[int, ...], num_steps: int | None = None
@@ -44,6 +46,7 @@ def check_seq_lengths(
         not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)
         for leaf in leaves
     )
+    shape_of("seq_lengths", seq_lengths)
     lengths = np.asarray(seq_lengths) if known else jnp.asarray(seq_lengths)
     if lengths.size and not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(
@@ -92,7 +95,9 @@ def sequence_mask(
       Array([[1, 0, 0, 0],
              [1, 1, 1, 0]], dtype=int32)
     """
-    lengths = check_seq_lengths(seq_lengths, jnp.shape(jnp.asarray(seq_lengths)), num_steps)
+    if num_steps is not None:
+        num_steps = whole_number("num_steps", num_steps, least=0)
+    lengths = check_seq_lengths(seq_lengths, shape_of("seq_lengths", seq_lengths), num_steps)
     if num_steps is None:
         if isinstance(lengths, jax.core.Tracer):
             raise ValueError(
@@ -121,21 +126,35 @@ def mask_padding(inputs: jax.Array, mask: jax.Array, fill: Any = 0) -> jax.Array
       An array of the shape and dtype of inputs.
 
     Raises:
-      ValueError: inputs that do not begin with the dimensions of mask.
+      TypeError: inputs or a mask that are no numbers.
+      ValueError: inputs that do not begin with the dimensions of mask, or a fill that does not fit
+        their dtype or shape.
 
     Example:
       >>> mask_padding(jnp.array([[1.0, jnp.nan], [2.0, 3.0]]), sequence_mask([1, 2]))
       Array([[1., 0.],
              [2., 3.]], dtype=float32)
     """
-    inputs = jnp.asarray(inputs)
+    inputs, mask = as_array("inputs", inputs), as_array("mask", mask)
+    try:
+        fill = jnp.asarray(fill, inputs.dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"fill is {describe(fill)}; expected a number that the inputs' dtype {inputs.dtype} "
+            "holds."
+        ) from None
     if inputs.shape[: mask.ndim] != mask.shape:
         raise ValueError(
             f"cannot mask an array of shape {inputs.shape} by a mask of shape {mask.shape}; "
             "expected the array to begin with the mask's dimensions."
         )
+    if not broadcasts(fill.shape, inputs.shape):
+        raise ValueError(
+            f"fill has shape {fill.shape}; expected a number, or an array that broadcasts to the "
+            f"shape {inputs.shape} of inputs."
+        )
     mask = mask.reshape(mask.shape + (1,) * (inputs.ndim - mask.ndim))  # (..., 1, 1)
-    return jnp.where(mask, inputs, jnp.asarray(fill, inputs.dtype))
+    return jnp.where(mask, inputs, fill)
 
 
 def flip_sequences(
@@ -172,13 +191,8 @@ def flip_sequences(
              [3, 2, 0],
              [6, 5, 4]], dtype=int32)
     """
-    inputs = jnp.asarray(inputs)
+    inputs, num_batch_dims = _with_time(inputs, num_batch_dims)
     time_axis = 0 if time_major else num_batch_dims
-    if inputs.ndim < num_batch_dims + 1:
-        raise ValueError(
-            f"inputs has shape {inputs.shape}; expected {num_batch_dims} batch dimensions and a "
-            "time axis at least."
-        )
     if seq_lengths is None:
         return jnp.flip(inputs, axis=time_axis)
     num_steps = inputs.shape[time_axis]
@@ -215,7 +229,7 @@ def last_valid_step(
       >>> last_valid_step(jnp.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), [3, 1, 0])
       Array([3, 4, 0], dtype=int32)
     """
-    inputs = jnp.asarray(inputs)
+    inputs, num_batch_dims = _with_time(inputs, num_batch_dims)
     if time_major:
         inputs = jnp.moveaxis(inputs, 0, num_batch_dims)  # (*batch, time, *features)
     batch_shape, num_steps = inputs.shape[:num_batch_dims], inputs.shape[num_batch_dims]
@@ -228,6 +242,18 @@ def last_valid_step(
     last = last.reshape(batch_shape + (1,) * (inputs.ndim - num_batch_dims))
     taken = jnp.take_along_axis(inputs, last, axis=num_batch_dims)  # (*batch, 1, *features)
     return mask_padding(jnp.squeeze(taken, num_batch_dims), lengths > 0)
+
+
+def _with_time(inputs: Any, num_batch_dims: Any) -> tuple[jax.Array, int]:
+    """Return inputs as an array that has this many batch dimensions and time, or say what it is."""
+    inputs = as_array("inputs", inputs)
+    num_batch_dims = whole_number("num_batch_dims", num_batch_dims, least=0)
+    if inputs.ndim < num_batch_dims + 1:
+        raise ValueError(
+            f"inputs has shape {inputs.shape}; expected {num_batch_dims} batch dimensions and a "
+            "time axis at least."
+        )
+    return inputs, num_batch_dims
 
 
 def pad_sequences(
@@ -252,14 +278,21 @@ def pad_sequences(
       batch, *features), in the sequences' common dtype; and the lengths, int32, shape (batch,).
 
     Raises:
-      ValueError: no sequences, features that differ, or a sequence longer than num_steps.
+      TypeError: something that is not a sequence of arrays, or a num_steps that is not an int.
+      ValueError: no sequences, features that differ, a sequence longer than num_steps, or a fill
+        that the sequences' dtype does not hold.
 
     Example:
       >>> padded, seq_lengths = pad_sequences([np.array([1, 2, 3]), np.array([4])])
       >>> padded.tolist(), seq_lengths.tolist()
       ([[1, 2, 3], [4, 0, 0]], [3, 1])
     """
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    if not hasattr(sequences, "__iter__") or isinstance(sequences, (str, bytes)):
+        raise TypeError(f"sequences is {describe(sequences)}; expected a list of arrays.")
+    arrays = []
+    for index, sequence in enumerate(sequences):
+        shape_of(f"sequence {index}", sequence)  # raises for rows of different length
+        arrays.append(np.asarray(sequence))
     if not arrays:
         raise ValueError("pad_sequences got no sequences; expected at least one array.")
     for index, array in enumerate(arrays):
@@ -270,15 +303,23 @@ def pad_sequences(
             )
     lengths = np.array([len(array) for array in arrays], np.int32)
     longest = int(lengths.max())
-    if num_steps is None:
-        num_steps = longest
+    num_steps = longest if num_steps is None else whole_number("num_steps", num_steps, least=0)
     if longest > num_steps:
         raise ValueError(
             f"sequence {int(lengths.argmax())} has {longest} steps, more than num_steps={num_steps}"
             "; cut it, or leave num_steps out to take the longest."
         )
     shape = (len(arrays), num_steps, *arrays[0].shape[1:])
-    padded = np.full(shape, fill, np.result_type(*arrays))  # (batch, time, *features)
+    try:
+        dtype = np.result_type(*arrays)
+    except TypeError:  # NumPy knows nothing above both bfloat16 and float16; JAX does
+        dtype = jnp.result_type(*arrays)
+    try:
+        padded = np.full(shape, fill, dtype)  # (batch, time, *features)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"fill is {describe(fill)}; expected a number that the sequences' dtype {dtype} holds."
+        ) from None
     for row, array in zip(padded, arrays):
         row[: len(array)] = array
     if time_major:
@@ -304,6 +345,11 @@ def unpad_sequences(padded: Any, seq_lengths: Any, *, time_major: bool = False) 
       >>> [row.tolist() for row in unpad_sequences([[1, 2, 3], [4, 0, 0]], [3, 1])]
       [[1, 2, 3], [4]]
     """
+    shape = shape_of("padded", padded)
+    if len(shape) < 2:
+        raise ValueError(
+            f"padded has shape {shape}; expected (batch, time, *features), or time first."
+        )
     padded = np.asarray(padded)
     if time_major:
         padded = padded.swapaxes(0, 1)  # (batch, time, *features)
