@@ -760,3 +760,19 @@ def test_other_mistakes_are_named():
         RNNCellBase()(None, None)
     with pytest.raises(NotImplementedError, match="does not define initialize_carry"):
         RNNCellBase().initialize_carry((2,))
+
+
+def test_layers_that_are_none_are_named():
+    layer = RNN(make_cell())
+    for odd in (np.array("x"), None, "abc", 3):
+        with pytest.raises(TypeError, match="expected a list of RNNs"):
+            StackedRNN(odd)
+    for odd in (None, make_cell(), RNN):
+        with pytest.raises(TypeError, match=r"layer 1 is .*; expected a layer"):
+            StackedRNN([layer, odd])
+        with pytest.raises(TypeError, match=r"backward_rnn is .*; expected a layer"):
+            Bidirectional(layer, odd)
+    with pytest.raises(ValueError, match="dropout_rate is 2; expected a share"):
+        StackedRNN([layer], dropout_rate=2, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"initial_carry is .*; expected an array of numbers"):
+        layer(make_inputs(4, IN), initial_carry="abc")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unrolled._checks import as_array, describe
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
@@ -163,7 +164,7 @@ class RNN(nnx.Module):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
 
-        inputs = jax.tree.map(jnp.asarray, inputs)
+        inputs = jax.tree.map(partial(as_array, "inputs"), inputs)
         step_shape, num_batch_dims = _step_shape(inputs, self.num_feature_axes, time_major)
         if seq_lengths is not None:
             time_axis = 0 if time_major else num_batch_dims
@@ -173,6 +174,7 @@ class RNN(nnx.Module):
             rngs = self.rngs if rngs is None else rngs
             rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
             initial_carry = self.cell.initialize_carry(step_shape, rngs)
+        initial_carry = jax.tree.map(partial(as_array, "initial_carry"), initial_carry)
 
         with self._shared_streams():
             graphdef, paths, axes, variables = self._split_cell()
@@ -617,7 +619,18 @@ class Bidirectional(nnx.Module):
         return getattr(self.forward_rnn, "num_feature_axes", 1)
 
 
+def _check_layer(name: str, layer: Any) -> None:
+    if isinstance(layer, type) or not callable(layer) or hasattr(layer, "initialize_carry"):
+        what = f"the class {layer.__name__}" if isinstance(layer, type) else describe(layer)
+        raise TypeError(
+            f"{name} is {what}; expected a layer: RNN(GRUCell(in_features, hidden_features, "
+            "rngs=nnx.Rngs(0))) for example."
+        )
+
+
 def _check_pair(forward_rnn: Any, backward_rnn: Any) -> None:
+    _check_layer("forward_rnn", forward_rnn)
+    _check_layer("backward_rnn", backward_rnn)
     for option in ("time_major", "return_carry"):
         forward, backward = (getattr(layer, option, False) for layer in (forward_rnn, backward_rnn))
         if forward != backward:
@@ -665,6 +678,7 @@ class StackedRNN(nnx.Module):
       rngs: where dropout gets its keys (the stream `dropout`).
 
     Raises:
+      TypeError: something that is not a list of layers.
       ValueError: no layers, layers that differ in time_major or return_carry, or dropout without
         rngs.
 
@@ -686,8 +700,14 @@ class StackedRNN(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs | None = None,
     ):
-        if not layers:
+        if not isinstance(layers, Sequence) or isinstance(layers, (str, bytes)):
+            raise TypeError(f"layers is {describe(layers)}; expected a list of RNNs.")
+        if len(layers) == 0:
             raise ValueError("StackedRNN got no layers; expected at least one RNN.")
+        for index, layer in enumerate(layers):
+            _check_layer(f"layer {index}", layer)
+        if not isinstance(dropout_rate, (float, int)) or not 0 <= dropout_rate <= 1:
+            raise ValueError(f"dropout_rate is {dropout_rate!r}; expected a share from 0 to 1.")
         for option in ("time_major", "return_carry"):
             values = {getattr(layer, option, False) for layer in layers}
             if len(values) > 1:
