@@ -403,3 +403,18 @@ def test_importing_the_package_imports_neither_torch_nor_keras():
     code = "import sys, unrolled.convert; print({'torch', 'keras'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_cell_in_half_precision_becomes_flax_s():
+    """Flax's default initialiser cannot draw bfloat16; the weights are loaded anyway."""
+    cell = SimpleCell(2, 3, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    kernel = convert.to_nnx(cell).dense_h.kernel
+    np.testing.assert_array_equal(kernel[...], cell.dense_h.kernel[...])
+
+
+def test_params_that_are_no_dict_of_numbers_are_named():
+    for function in (convert.from_linen, convert.gru_from_functional):
+        with pytest.raises(TypeError, match="params are None; expected a dict of arrays"):
+            function(None)
+    with pytest.raises(TypeError, match=r"a weight is .*; expected an array of numbers"):
+        convert.gru_from_functional(dict.fromkeys(["Wz"], "abc"))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unrolled._checks import describe, shape_of
 from unrolled.cells import GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
 from unrolled.gru import PARAMETER_SHAPES
 from unrolled.layers import RNN, Bidirectional, StackedRNN
@@ -51,6 +52,7 @@ def gru_from_functional(params: Mapping[str, Any]) -> GRUCell:
       True
     """
     source = "the functional GRU's params"
+    _check_mapping(params, source)
     sizes = dict(zip(("hidden_dim", "input_dim"), _matrix(params, "Wz", source).shape))
     w = {
         name: _weight(params, name, tuple(sizes[dim] for dim in dims), source)
@@ -488,6 +490,7 @@ def from_linen(params: Mapping[str, Any]) -> Any:
       4
     """
     source = "the linen params"
+    _check_mapping(params, source)
     flat = {
         f"{layer}.{name}": value
         for layer, leaves in params.items()
@@ -669,6 +672,8 @@ def _make_like(kind: Any, cell: Any) -> Any:
     names = ("gate_fn", "activation_fn", "residual", "dtype", "param_dtype", "carry_init")
     options = {name: getattr(cell, name) for name in names if hasattr(cell, name)}
     options["promote_dtype"] = cell.promote_dtype
+    # The weights are loaded afterwards, and Flax's default cannot draw them in half precision.
+    options["recurrent_kernel_init"] = nnx.initializers.zeros_init()
     return kind(cell.in_features, cell.hidden_features, rngs=nnx.Rngs(0), **options)
 
 
@@ -711,16 +716,25 @@ def _weight(
 
 def _matrix(weights: Mapping[str, Any], name: str, source: str) -> np.ndarray:
     """Return the weight that tells the sizes of the others."""
-    if name in weights and np.ndim(_to_numpy(weights[name])) != 2:
-        shape = np.shape(_to_numpy(weights[name]))
+    shape = _to_numpy(weights[name]).shape if name in weights else ()
+    if name in weights and len(shape) != 2:
         raise ValueError(f"{name!r} in {source} has shape {shape}; expected a matrix.")
-    return _weight(weights, name, np.shape(_to_numpy(weights.get(name))), source)
+    return _weight(weights, name, shape, source)
 
 
 def _to_numpy(array: Any) -> np.ndarray:
     if hasattr(array, "detach"):  # a torch tensor
         array = array.detach().cpu()
-    return np.asarray(array)
+    shape_of("a weight", array)  # raises for rows of different length
+    array = np.asarray(array)
+    if not (array.dtype == bool or jnp.issubdtype(array.dtype, np.number)):
+        raise TypeError(f"a weight is {describe(array)}; expected an array of numbers.")
+    return array
+
+
+def _check_mapping(params: Any, source: str) -> None:
+    if not isinstance(params, Mapping):
+        raise TypeError(f"{source} are {describe(params)}; expected a dict of arrays.")
 
 
 def _check_kind(value: Any, kinds: tuple[type, ...], function: str) -> None:
