@@ -19,7 +19,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve pdf zip test test-unit test-notebooks test-browser \
-	fuzz notebooks mutants bench bench-pages format lint lock repository clean
+	test-versions fuzz notebooks mutants bench bench-pages format lint lock repository clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ test-browser: book ## the built book in a real Chromium
 
 notebooks: env ## execute the notebooks and store them in canonical form (ONLY=book/02_gates.ipynb)
 	$(BIN)/python tools/notebooks.py $(or $(ONLY),$(NOTEBOOKS))
+
+test-versions: env ## test on the lowest and the newest versions, and another Python (ARGS="lowest --only unit")
+	$(BIN)/python tools/versions.py --workers $(WORKERS) $(ARGS)
 
 fuzz: env ## give every public function any input at all, 24,500 examples, 15 minutes (FUZZ=100: a tenth)
 	$(QUICK_COMPILATION) $(BIN)/python -m pytest -n $(WORKERS) -o python_functions="fuzz_*" \

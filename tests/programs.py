@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import pytest
+
+from unrolled.scan import TRANSPOSABLE
+
+needs_the_fast_scan = pytest.mark.skipif(
+    not TRANSPOSABLE, reason="before JAX 0.10 every cell runs by the general scan"
+)
 
 
 def equations(program: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.programs import equations
+from tests.programs import equations, needs_the_fast_scan
 from unrolled import layers, scan
 from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
 from unrolled.layers import RNN, _fast_recurrence, _scan_cell
@@ -267,6 +267,7 @@ def test_cells_it_cannot_know_run_by_the_plain_scan():
     assert float(jnp.abs(gradient["cell"]["activation_fn"]["scale"][...])) > 0
 
 
+@needs_the_fast_scan
 def test_a_jax_that_cannot_transpose_it_runs_the_plain_scan(monkeypatch):
     cell = make_cell("gru")
     assert _fast_recurrence(cell, make_carry(cell, (2,))) is not None
@@ -383,6 +384,7 @@ def test_the_vector_check_finds_the_naive_form():
     assert slices_used_twice(compiled_forward(hoisted_naively))
 
 
+@needs_the_fast_scan
 @pytest.mark.parametrize("kind", CELLS)
 def test_only_the_product_with_the_state_is_in_the_loop(kind):
     cell = make_cell(kind, 8, 16)
@@ -392,6 +394,7 @@ def test_only_the_product_with_the_state_is_in_the_loop(kind):
     assert len(inside) == 1
 
 
+@needs_the_fast_scan
 def test_the_gradient_of_a_long_run_needs_a_third_of_the_memory():
     def bytes_needed(rnn):
         graphdef, params, rest = nnx.split(rnn, nnx.Param, ...)

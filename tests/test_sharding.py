@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+from programs import needs_the_fast_scan  # this file also runs as a program
 
 from unrolled.lab.communication import Collective, collectives
 
@@ -103,12 +104,14 @@ def test_the_results_are_those_of_one_device(measured, case):
     assert measured[case]["difference"] < 1e-6
 
 
+@needs_the_fast_scan
 def test_cut_batches_cost_one_sum_of_the_gradients(measured):
     (total,) = measured["data"]["collectives"]
     assert (total.kind, total.in_loop) == ("all-reduce", False)
     assert total.size == 4 * measured["data"]["parameters"] + 4  # and the loss
 
 
+@needs_the_fast_scan
 @pytest.mark.parametrize("case", ["columns of a fused kernel", "columns"])
 def test_cut_units_cost_one_state_in_each_step(measured, case):
     in_loop = [found for found in measured[case]["collectives"] if found.in_loop]
@@ -117,6 +120,7 @@ def test_cut_units_cost_one_state_in_each_step(measured, case):
     assert {found.times for found in in_loop} == {STEPS}
 
 
+@needs_the_fast_scan
 def test_a_kernel_for_each_gate_is_never_moved(measured):
     kinds = sorted(found.kind for found in measured["columns"]["collectives"] if not found.in_loop)
     states = [

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import unrolled
+from tests.programs import needs_the_fast_scan
 from unrolled.lab.exercises import EXERCISES, judge
 from unrolled.scan import Recurrence, Weights
 
@@ -454,6 +455,7 @@ class TooFew(Minimal):
     biases = (None,)
 
 
+@needs_the_fast_scan
 @pytest.mark.parametrize(
     "answer, words",
     [
@@ -484,6 +486,7 @@ class StartedGate(Minimal):
         return ...
 
 
+@needs_the_fast_scan
 def test_11_5_starters_and_an_answer():
     assert verdict("11.5", Started)[0] == "not started"
     assert verdict("11.5", StartedGate)[0] == "not started"
