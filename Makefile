@@ -8,6 +8,7 @@ PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do 
 	&& echo $$candidate && break; done)
 WORKERS ?= 2
 PORT ?= 8000
+VERSIONS ?= pinned
 
 NOTEBOOKS = $(sort $(wildcard book/*.ipynb book/solutions/*.ipynb))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -19,7 +20,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve pdf zip test test-unit test-notebooks test-browser \
-	test-versions fuzz notebooks mutants bench bench-pages format lint lock repository clean
+	test-versions fuzz notebooks mutants colab bench bench-pages format lint lock repository clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -80,6 +81,9 @@ fuzz: env ## give every public function any input at all, 24,500 examples, half 
 
 mutants: env ## break the package on purpose: the notebooks must notice every time
 	$(BIN)/python tools/mutants.py
+
+colab: env ## run every chapter the way Colab does, 15 minutes (VERSIONS=pinned, lowest or newest)
+	COLAB_VERSIONS=$(VERSIONS) $(BIN)/python -m pytest -q -rA tests/test_colab.py
 
 # In .venv itself: torch is pinned there already, as an oracle of the tests.
 bench: env ## the stack's speed against flax.nnx and torch, about 12 minutes (ARGS=--quick)
