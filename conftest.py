@@ -15,6 +15,36 @@ from tools.notebooks import MEASURED_TAG
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # stored outputs were computed on a CPU
 
 
+# A chapter's time goes into compiling small programs, so its kernel compiles them quickly, in half
+# the time: what `make notebooks` stored with every optimisation must come out all the same.
+QUICK_COMPILATION = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+}
+# These measure times, read compiled programs, or compute longer than they compile.
+OPTIMISED = {
+    f"{chapter}.ipynb"
+    for chapter in (
+        *("03_scan", "11_speed", "12_parallel"),
+        *("05_training", "09_lengths", "10_bidirectional", "14_language"),
+    )
+}
+
+
+GIVEN = {name: os.environ.get(name) for name in QUICK_COMPILATION}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Choose how the kernel compiles that is about to be started for a notebook."""
+    if item.path.suffix == ".ipynb":
+        chosen = GIVEN if item.path.name in OPTIMISED else QUICK_COMPILATION
+        for name, value in chosen.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 @pytest.fixture(autouse=True, scope="session")
 def compare_figures_too():
     """Let nbval compare PNG figures, which it leaves out: by eye-sized differences, not bytes."""
