@@ -648,6 +648,8 @@ def test_wrong_stacks_are_named():
         StackedRNN([RNN(make_cell(), time_major=True), RNN(make_cell())])
     with pytest.raises(ValueError, match=r"dropout_rate is 0.5, which needs random keys"):
         StackedRNN([RNN(make_cell())], dropout_rate=0.5)
+    with pytest.raises(TypeError, match=r"rngs is .*3.*; expected nnx.Rngs\(0\)"):
+        StackedRNN([RNN(make_cell())], dropout_rate=0.5, rngs=3)
     with pytest.raises(ValueError, match=r"is a single array .* expected a tuple of 1"):
         StackedRNN([RNN(make_cell())])(make_inputs(2, 3, IN), initial_carry=jnp.zeros((2, HIDDEN)))
     with pytest.raises(ValueError, match="in_features=2"):

@@ -678,7 +678,7 @@ class StackedRNN(nnx.Module):
       rngs: where dropout gets its keys (the stream `dropout`).
 
     Raises:
-      TypeError: something that is not a list of layers.
+      TypeError: something that is not a list of layers, or rngs of another kind.
       ValueError: no layers, layers that differ in time_major or return_carry, or dropout without
         rngs.
 
@@ -719,6 +719,8 @@ class StackedRNN(nnx.Module):
             raise ValueError(
                 f"dropout_rate is {dropout_rate}, which needs random keys: pass rngs=nnx.Rngs(0)."
             )
+        if not (rngs is None or isinstance(rngs, (nnx.Rngs, nnx.RngStream))):
+            raise TypeError(f"rngs is {describe(rngs)}; expected nnx.Rngs(0) for example.")
         self.layers = nnx.List(layers)
         self.dropout = nnx.data(nnx.Dropout(dropout_rate, rngs=rngs) if dropout_rate else None)
         self.time_major = time_major or getattr(layers[0], "time_major", False)

@@ -508,7 +508,7 @@ def fuzz_flips_and_last_steps(sequence, data):
     if is_error(flipped) or is_error(last) or dims < 0:
         assert (is_error(flipped) and is_error(last)) or np.ndim(inputs) == 0 or dims < 0
         return
-    x = np.asarray(inputs)
+    x = np.asarray(jnp.asarray(inputs))  # float64 becomes what JAX makes of it
     x = np.moveaxis(x, 0, dims) if time_major else x
     batch, steps = x.shape[:dims], x.shape[dims]
     known = np.full(batch, steps) if lengths is None else np.asarray(lengths, int).reshape(batch)
