@@ -75,7 +75,7 @@ notebooks: env ## execute the notebooks and store them in canonical form (ONLY=b
 test-versions: env ## test on the lowest and the newest versions, and another Python (ARGS="lowest --only unit")
 	$(BIN)/python tools/versions.py --workers $(WORKERS) $(ARGS)
 
-fuzz: env ## give every public function any input at all, 24,500 examples, half an hour (FUZZ=100: a tenth)
+fuzz: env ## give every public function any input at all, 24,500 examples, five minutes (FUZZ=100: a tenth)
 	$(QUICK_COMPILATION) $(BIN)/python -m pytest -n $(WORKERS) -o python_functions="fuzz_*" \
 		tests/fuzz/fuzz_package.py
 
