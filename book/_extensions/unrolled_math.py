@@ -24,7 +24,8 @@ TYPESET = """(tex, displayMode) => JSON.stringify(
     katex.renderToString(tex, {displayMode, throwOnError: true, strict: 'error'}))"""
 PUNCTUATION = re.compile(r"[,.;:!?)\]’”]+")
 HEIGHT = re.compile(r'class="katex-strut" style="height:([\d.]+)em')
-NOT_HTML = re.compile(r' columnspacing=""|height:-[\d.]+em;')  # KaTeX writes both; neither is valid
+# KaTeX writes these, the last beside an equation's number; none is valid.
+NOT_HTML = re.compile(r' columnspacing=""|height:-[\d.]+em;|(?<=<mtd) width="50%"')
 
 logger = logging.getLogger(__name__)
 
