@@ -54,7 +54,8 @@ zip: book ## pack the built book as _build/unrolled.zip, to read without a netwo
 test: lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
 
 # Unit tests compile thousands of tiny programs, so here JAX compiles quickly and runs slowly, in a
-# quarter of the time; test-notebooks runs the package as a reader does, with every optimisation.
+# quarter of the time. For a notebook, conftest.py chooses: those that compute for long, measure times
+# or read compiled programs run with every optimisation.
 QUICK_COMPILATION = JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
