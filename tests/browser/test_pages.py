@@ -29,13 +29,8 @@ PAGES = sorted(
 NOTEBOOKS = [name for name in PAGES if (ROOT / name).with_suffix(".ipynb").exists()]
 
 
-def of_pages(names: list[str]) -> pytest.MarkDecorator:
-    """A test of each page, all tests of a page in one process, where they share its visit."""
-    pages = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-    return pytest.mark.parametrize("name", pages)
-
-
-each_page = of_pages(PAGES)
+# All tests of a page run in one process, where they share its visit: see tests/conftest.py.
+each_page = pytest.mark.parametrize("name", PAGES)
 each_theme = pytest.mark.parametrize("theme", ["light", "dark"])
 
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -206,9 +201,9 @@ def test_every_page_of_the_contents_is_built_and_no_other():
     assert set(PAGES) == pages | {"search.html"}
 
 
-@pytest.mark.xdist_group("book/index.html")
-def test_home_leads_to_every_chapter(visit, book_server):
-    links = {urldefrag(link).url for link in visit("book/index.html", "light").links}
+@pytest.mark.parametrize("name", ["book/index.html"])
+def test_home_leads_to_every_chapter(visit, book_server, name):
+    links = {urldefrag(link).url for link in visit(name, "light").links}
     chapters = [name for name in toc.pages() if re.fullmatch(r"book/\d\d_\w+", name)]
     missing = [name for name in chapters if f"{book_server}/{name}.html" not in links]
     assert not missing, f"add to the map in book/index.md: {missing}"
@@ -264,7 +259,7 @@ def test_equations_are_typeset(visit, name, theme):
     assert not raw_math, "\n".join(raw_math)
 
 
-@of_pages(NOTEBOOKS)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_colab_opens_this_notebook(visit, name):
     colab = [link for link in visit(name, "light").links if "colab.research.google.com" in link]
     assert len(colab) == 1 and colab[0].endswith(f"/blob/main/{name.removesuffix('.html')}.ipynb")

@@ -1,0 +1,36 @@
+"""Which tests stay together in one process, where they share what they open."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+PAGE = re.compile(r"tests/browser/.*[\[-]([\w/]+\.html)\]$")
+
+
+def group(nodeid: str) -> str:
+    """Return the group of a test, by its name: a page of the book, or one for all other tests.
+
+    Those share the explorers, which are costly to open, and a PDF; as the largest group they begin
+    first.
+    """
+    page = PAGE.search(nodeid)
+    return page[1] if page else "others"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Group the tests for `--dist loadgroup`.
+
+    The marks of pytest-xdist would do, but from pytest 9.2 on it no longer sees them and gives the
+    tests to any process (pytest-dev/pytest-xdist#1386).
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        _split_scope = staticmethod(group)
+
+    return ByGroup(config, log)
