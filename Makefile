@@ -10,6 +10,10 @@ WORKERS ?= 2
 PORT ?= 8000
 VERSIONS ?= pinned
 
+# The pinned torch on Linux is the build for CPUs: PyPI's brings gigabytes of CUDA along. It lies on
+# PyTorch's own index, which is asked for torch alone. Where pip finds it elsewhere: TORCH_INDEX=
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
+
 NOTEBOOKS = $(sort $(wildcard book/*.ipynb book/solutions/*.ipynb))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -31,7 +35,10 @@ env: .venv/.installed ## make .venv and install the pinned packages
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found: install it, or name it with make PYTHON=..."; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version); the first time takes a few minutes."
 	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --requirement requirements.txt
+	@sed -n '/^torch==.*+cpu/,/[^\\]$$/p' requirements.txt > .venv/torch.txt
+	$(BIN)/python -m pip install --no-deps --retries 2 $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
+		--requirement .venv/torch.txt
+	$(BIN)/python -m pip install --requirement requirements.txt # each file's hash is checked
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -102,8 +109,8 @@ lint: env ## check style and spelling
 	$(BIN)/ruff check
 	$(BIN)/codespell
 
-lock: ## pin requirements.txt anew from the ranges in pyproject.toml
-	$(PYTHON) tools/lock.py
+lock: ## pin requirements.txt anew, with hashes, from the ranges in pyproject.toml (ARGS=--keep)
+	$(PYTHON) tools/lock.py $(ARGS)
 
 repository: env ## write the declared repository (or URL=...) into every chapter's first cell
 	$(BIN)/python tools/repository.py $(URL)

@@ -46,16 +46,34 @@ def test_the_examples_of_the_readme_run_and_give_the_shapes_they_name():
     assert outputs.shape == (2, 10, 16) and outputs[1, 6].any() and not outputs[1, 7:].any()
 
 
-def test_the_pins_satisfy_the_ranges():
-    pins = {}
-    for line in text("requirements.txt").splitlines():
-        if not line.startswith("#"):
-            name, version = line.split("==")
-            pins[canonicalize_name(name)] = version
-    extras = PROJECT["optional-dependencies"]
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras["book"] + extras["dev"]):
-        pinned = pins[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(pinned), f"{requirement} but {pinned} is pinned"
+PIN = re.compile(
+    r"^([\w.-]+)==([\w.+!]+)(?: ; [^\\\n]+)? \\\n(?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+",
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("requirements.txt", ["book", "dev"]), ("requirements-release.txt", ["release"])],
+)
+def test_the_pins_satisfy_the_ranges_and_every_one_has_its_hashes(name, extras):
+    rest = re.sub("^#.*\n", "", PIN.sub("", text(name)), flags=re.MULTILINE)
+    assert rest == "", "neither a pin with hashes nor a comment"
+    pinned = [(canonicalize_name(package), version) for package, version in PIN.findall(text(name))]
+    asked = [r for extra in extras for r in PROJECT["optional-dependencies"][extra]]
+    asked += PROJECT["dependencies"] if "book" in extras else []
+    for requirement in map(Requirement, asked):
+        versions = {version for package, version in pinned if package == requirement.name}
+        assert versions, f"{requirement.name} is not pinned"
+        assert all(map(requirement.specifier.contains, versions)), f"{requirement}: {versions}"
+
+
+def test_linux_gets_the_torch_without_cuda():
+    lines = [line for line in text("requirements.txt").splitlines() if line.startswith("torch==")]
+    version = lines[0].split("+")[0]
+    assert lines[0] == f"{version}+cpu ; sys_platform == 'linux' \\"
+    assert lines[1] == f"{version} ; sys_platform != 'linux' \\"
+    assert not re.search(r"^(nvidia|cuda|triton)", text("requirements.txt"), re.MULTILINE)
 
 
 def test_nothing_that_colab_has_is_capped():
