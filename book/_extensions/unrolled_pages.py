@@ -173,7 +173,10 @@ def names(selector: list) -> set[str]:
 
 
 def shrink_icons(static: Path, style: str) -> str:
-    """Keep the icons that the style sheet names, as small fonts beside it."""
+    """Keep the icons that the style sheet names, as small fonts beside it.
+
+    The fonts' licence reserves their name for the whole ones.
+    """
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     icons = {ord(icon) for icon in re.findall("[\ue000-\uf8ff]", style)}
     icons |= {int(code, 16) for code in re.findall(r"\\([ef][0-9a-f]{3})\b", style)}
@@ -185,6 +188,9 @@ def shrink_icons(static: Path, style: str) -> str:
         )
         subsetter.populate(unicodes=icons)
         subsetter.subset(glyphs)
+        for record in glyphs["name"].names:
+            if record.nameID in (1, 3, 4, 6):
+                record.string = f"UnrolledIcons-{Path(font).name}"
         glyphs.flavor = "woff"
         glyphs.save(static / small)
         style = style.replace(f'url({font}.woff2) format("woff2")', f'url({small}) format("woff")')
