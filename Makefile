@@ -24,7 +24,8 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve pdf zip test test-unit test-notebooks test-browser \
-	test-versions fuzz notebooks mutants colab bench bench-pages format lint lock repository clean
+	test-versions fuzz notebooks mutants colab bench bench-pages format lint lock repository \
+	dist sbom audit release clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -60,14 +61,8 @@ zip: book ## pack the built book as _build/unrolled.zip, to read without a netwo
 
 test: lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
 
-# Unit tests compile thousands of tiny programs, so here JAX compiles quickly and runs slowly, in a
-# quarter of the time. For a notebook, conftest.py chooses: those that compute for long, measure times
-# or read compiled programs run with every optimisation.
-QUICK_COMPILATION = JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
-	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-
 test-unit: env ## the package, its parity with Flax and Keras, the exercises, the stored notebooks
-	$(QUICK_COMPILATION) $(BIN)/python -m pytest -n $(WORKERS) -m "not browser"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not browser"
 
 test-notebooks: env ## execute every notebook and compare every output with what is stored
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env \
@@ -84,7 +79,7 @@ test-versions: env ## test on the lowest and the newest versions, and another Py
 	$(BIN)/python tools/versions.py --workers $(WORKERS) $(ARGS)
 
 fuzz: env ## give every public function any input at all, 24,500 examples, five minutes (FUZZ=100: a tenth)
-	$(QUICK_COMPILATION) $(BIN)/python -m pytest -n $(WORKERS) -o python_functions="fuzz_*" \
+	$(BIN)/python -m pytest -n $(WORKERS) -o python_functions="fuzz_*" \
 		tests/fuzz/fuzz_package.py
 
 mutants: env ## break the package on purpose: the notebooks must notice every time
@@ -114,6 +109,32 @@ lock: ## pin requirements.txt anew, with hashes, from the ranges in pyproject.to
 
 repository: env ## write the declared repository (or URL=...) into every chapter's first cell
 	$(BIN)/python tools/repository.py $(URL)
+
+# What makes and checks a release has an environment of its own, pinned like .venv.
+RELEASE := _build/release/bin/python
+
+_build/release/.installed: requirements-release.txt | .venv/.installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python _build/release
+	$(BIN)/uv pip install --quiet --python $(RELEASE) --require-hashes --requirement $<
+	@touch $@
+
+dist: env _build/release/.installed ## build dist/: wheel and source, looked through, and chapter 2 on that wheel
+	rm -rf dist
+	$(RELEASE) -m build --no-isolation --outdir dist .
+	$(BIN)/python tools/release.py archives
+	COLAB_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest -q tests/test_colab.py
+
+sbom: env _build/release/.installed ## write the software bill of materials, _build/sbom.json
+	$(RELEASE) tools/sbom.py
+
+audit: _build/release/.installed ## ask whether a pinned package has a known vulnerability
+	$(RELEASE) tools/audit.py
+
+release: env ## test everything and put a release into dist/ (TAG=v0.1.0 compares the versions)
+	$(BIN)/python tools/release.py version $(TAG)
+	$(MAKE) test
+	$(MAKE) dist zip pdf sbom
+	$(BIN)/python tools/release.py collect
 
 clean: ## remove everything that was built or installed
 	rm -rf .venv _build dist .pytest_cache .ruff_cache .hypothesis

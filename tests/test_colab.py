@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools import notebooks
+from tools import notebooks, release
 
 VERSIONS = os.environ.get("COLAB_VERSIONS", "")
 CHAPTERS = sorted((notebooks.ROOT / "book").glob("*.ipynb" if VERSIONS else "02_gates.ipynb"))
@@ -28,7 +28,9 @@ RUNNERS = ["ipykernel>=6.29", "nbclient>=0.10"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The package as a reader installs it: a wheel built from the sources."""
+    """The package as a reader installs it: a wheel of the sources, or the one of `make dist`."""
+    if "COLAB_WHEEL" in os.environ:
+        return Path(os.environ["COLAB_WHEEL"])
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(notebooks.ROOT)], check=True)
@@ -87,6 +89,10 @@ def versions(which: str) -> list[str]:
         return ["--resolution", "lowest-direct", *on_colab]
     assert which == "pinned", f"VERSIONS is {which!r}; expected pinned, lowest or newest"
     return ["--constraint", str(notebooks.ROOT / "requirements.txt"), *ON_COLAB]
+
+
+def test_the_wheel_holds_the_package_every_licence_and_nothing_else(wheel):
+    assert not release.wheel_faults(wheel)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

@@ -34,10 +34,6 @@ UNIT_TESTS = [
     *(f"tests/test_{name}.py" for name in ("datasets", "examples", "laboratory", "explorers")),
     "tests/exercises",
 ]
-QUICK_COMPILATION = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-}
 
 
 def main() -> None:
@@ -55,7 +51,7 @@ def main() -> None:
             continue
         environment = install(name, python)
         print(f"{name}: {versions(environment)}", flush=True)
-        for what, command, variables in tests(environment, options.workers):
+        for what, command in tests(environment, options.workers):
             if options.only not in (None, what):
                 continue
             if subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode:
@@ -104,8 +100,8 @@ def versions(python: Path) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
-def tests(python: Path, workers: str) -> list[tuple[str, list, dict[str, str]]]:
-    """The commands that test an environment, with the variables that each needs."""
+def tests(python: Path, workers: str) -> list[tuple[str, list]]:
+    """The commands that test an environment."""
     pytest = [python, "-m", "pytest", "-q", "-n", workers, "-p", "no:cacheprovider"]
     chapters = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
     command = [python, "-c", "import jax; print(jax.__version_info__ < (0, 10))"]
@@ -114,8 +110,8 @@ def tests(python: Path, workers: str) -> list[tuple[str, list, dict[str, str]]]:
         chapters = [chapter for chapter in chapters if chapter.stem != "11_speed"]
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "240"]
     return [
-        ("unit", [*pytest, "-k", WITHOUT_ORACLES, *UNIT_TESTS], QUICK_COMPILATION),
-        ("chapters", [*pytest, "--dist", "loadfile", *nbval, *chapters], {}),
+        ("unit", [*pytest, "-k", WITHOUT_ORACLES, *UNIT_TESTS]),
+        ("chapters", [*pytest, "--dist", "loadfile", *nbval, *chapters]),
     ]
 
 
