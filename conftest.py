@@ -15,34 +15,32 @@ from tools.notebooks import MEASURED_TAG
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # stored outputs were computed on a CPU
 
 
-# A chapter's time goes into compiling small programs, so its kernel compiles them quickly, in half
-# the time: what `make notebooks` stored with every optimisation must come out all the same.
-QUICK_COMPILATION = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-}
-# These measure times, read compiled programs, or compute longer than they compile.
-OPTIMISED = {
-    f"{chapter}.ipynb"
-    for chapter in (
-        *("03_scan", "11_speed", "12_parallel"),
-        *("05_training", "09_lengths", "10_bidirectional", "14_language"),
+def quick_compilation(level: int) -> str:
+    """Return flags with which XLA compiles in half the time.
+
+    At level 0 a program then runs much slower, at level 1 nearly as fast as a fully optimised one.
+    """
+    return (
+        f"--xla_backend_optimization_level={level} --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
+
+
+# Tests and most chapters compile many small programs and run each once: level 0. What was stored by
+# `make notebooks`, with every optimisation, must come out all the same.
+os.environ.setdefault("XLA_FLAGS", quick_compilation(0))
+LEVELS = {
+    **dict.fromkeys(("05_training", "09_lengths", "10_bidirectional", "14_language"), 1),  # train
+    **dict.fromkeys(("03_scan", "11_speed", "12_parallel"), None),  # measure, read programs
 }
-
-
-GIVEN = {name: os.environ.get(name) for name in QUICK_COMPILATION}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Choose how the kernel compiles that is about to be started for a notebook."""
     if item.path.suffix == ".ipynb":
-        chosen = GIVEN if item.path.name in OPTIMISED else QUICK_COMPILATION
-        for name, value in chosen.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        level = LEVELS.get(item.path.stem, 0)
+        os.environ["XLA_FLAGS"] = "" if level is None else quick_compilation(level)
 
 
 @pytest.fixture(autouse=True, scope="session")
