@@ -12,7 +12,8 @@ On a cluster, start one process on each host:
 Whenever it stops, for whatever reason, start it again with the same arguments: it goes on from the
 last checkpoint. A step's batch depends on the step's number alone, and a checkpoint holds all that
 the next step needs, so no step is lost or repeated, and on the same machine the final loss is the
-same to the last bit.
+same to the last bit. When a loss, a gradient or a batch holds NaN, it stops before the next
+checkpoint and names the step and the parameter.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import unrolled
 from unrolled.lab.datasets import japanese_vowels
+from unrolled.lab.finite import check_finite, count_nonfinite
 
 SPEAKERS = 9
 AGAIN = "Start again with the same arguments: training goes on from the last checkpoint."
+NOT_FINITE = 3  # what a process ends with when starting it again would not help
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as gone
 
 
@@ -110,12 +113,17 @@ def train(arguments: argparse.Namespace) -> None:
                 state = manager.restore(begin, args=ocp.args.StandardRestore(shapes))
                 tell(f"Going on from step {begin}.")
             progress = Progress(begin, arguments.steps)
+            unchecked = []  # what was not finite, in each step since the last checkpoint
             for step in range(begin, arguments.steps):
-                state = update(state, step, *batch_of(step))
+                state, counts = update(state, step, *batch_of(step))
+                unchecked.append(counts)
                 if jax.default_backend() == "cpu":
                     jax.block_until_ready(state)  # many devices on few cores must not run ahead
                 done = step + 1
                 if done % arguments.every == 0 or done == arguments.steps:
+                    for index, counts in enumerate(unchecked):
+                        check_finite(counts, done - len(unchecked) + index)
+                    unchecked.clear()
                     manager.save(done, args=ocp.args.StandardSave(state))
                 progress.show(done, state["losses"])
             manager.wait_until_finished()
@@ -164,16 +172,17 @@ def prepare(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> tuple:
         scores = nnx.merge(graphdef, params, rest)(inputs, lengths)
         return optax.softmax_cross_entropy_with_integer_labels(scores, speakers).mean()
 
-    def update(state, step, *batch):
-        loss, gradient = jax.value_and_grad(loss_of)(state["params"], *batch)
+    def update(state, step, inputs, *rest_of_batch):
+        loss, gradient = jax.value_and_grad(loss_of)(state["params"], inputs, *rest_of_batch)
         change, memory = optimizer.update(gradient, state["optimizer"])
-        return {
+        after = {
             "params": optax.apply_updates(state["params"], change),
             "optimizer": memory,
             "losses": state["losses"].at[step].set(loss),
         }
+        return after, count_nonfinite(loss=loss, gradient=gradient, inputs=inputs)
 
-    compiled = jax.jit(update, out_shardings=shardings, donate_argnums=0)
+    compiled = jax.jit(update, out_shardings=(shardings, everywhere), donate_argnums=0)
     return compiled, jax.device_put(state, shardings), batch_of
 
 
@@ -236,7 +245,8 @@ def start_all(arguments: argparse.Namespace) -> int:
         while None in (codes := [process.poll() for process in processes]):
             failed = [index for index, code in enumerate(codes) if code]
             if failed:
-                print(f"Process {failed[0]} is gone. {AGAIN}", file=sys.stderr, flush=True)
+                if codes[failed[0]] != NOT_FINITE:
+                    print(f"Process {failed[0]} is gone. {AGAIN}", file=sys.stderr, flush=True)
                 break  # the others could only wait for it
             time.sleep(0.05)
     finally:
@@ -275,6 +285,9 @@ def main() -> int:
         )
     try:
         train(arguments)
+    except FloatingPointError as error:  # in every process
+        print(f"Training stops: {error}. No later step was saved.", file=sys.stderr, flush=True)
+        os._exit(NOT_FINITE)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         message = (

@@ -7,7 +7,8 @@ It prints bits per character of held-out text, what an n-gram model and two comp
 same text, and what the network writes. On the same machine the same arguments give the same lines;
 train_language.log keeps those of a run without arguments (two cores of an x86-64 server, Python
 3.11, JAX 0.10). With --checkpoints FOLDER it saves its state after each round, and when it is
-started again with the same arguments it goes on from there.
+started again with the same arguments it goes on from there. A round in which the loss or a gradient
+is not finite ends the run with the number of the update and the name of the parameter.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 import unrolled
+from unrolled.lab.finite import check_finite, count_nonfinite
 from unrolled.lab.language import CHARACTERS, decode, encode, ngram_bits, python_manual
 
 HELD_OUT = 32_000  # characters, the last of the text
@@ -119,7 +121,8 @@ def prepare(arguments: argparse.Namespace, train: np.ndarray) -> tuple:
         change, memory = optimizer.update(gradient, state["optimizer"])
         params = optax.apply_updates(state["params"], change)
         after = (params, memory, rest, carry, state["done"] + 1)
-        return dict(zip(("params", "optimizer", "rest", "carry", "done"), after)), loss
+        counts = count_nonfinite(loss=loss, gradient=gradient)
+        return dict(zip(("params", "optimizer", "rest", "carry", "done"), after)), (loss, counts)
 
     run_round = jax.jit(lambda state: jax.lax.scan(update, state, length=arguments.round))
     return graphdef, state, run_round
@@ -180,7 +183,8 @@ def main() -> None:
         print(f"Going on from update {state['done']}.", file=sys.stderr)
     start, begin = time.monotonic(), int(state["done"])
     for done in range(begin + arguments.round, arguments.updates + 1, arguments.round):
-        state, losses = run_round(state)
+        state, (losses, counts) = run_round(state)
+        check_finite(counts, done - arguments.round)
         bits = float(bits_of(graphdef, state["params"], state["rest"], jnp.asarray(test)).mean())
         learned = float(losses.mean()) / np.log(2)
         print(f"update {done:5d}: training {learned:.3f}, held out {bits:.3f}", flush=True)

@@ -8,7 +8,7 @@ import inspect
 
 import pytest
 
-MODULES = ["sequences", "scan", "cells", "layers", "convert"]
+MODULES = ["sequences", "scan", "cells", "layers", "convert", "lab.finite"]
 
 
 def public_names(module):

@@ -87,7 +87,20 @@ def in_one_process(folder: Path) -> None:
         "killed": run(module, folder / "killed", kills=2),
         "two processes": run(module, folder / "two", kills=1, processes=2),
     }
+    prepare = module.prepare
+    module.prepare = lambda *arguments: with_a_nan(*prepare(*arguments))
+    results["one NaN"] = run(module, folder / "nan") | {"latest": latest(folder / "nan")}
     print(json.dumps(results))
+
+
+def with_a_nan(update, state, batch_of):
+    """What the example's `prepare` returns, with one NaN in the batch of step 6."""
+
+    def hurt(step):
+        inputs, *rest = batch_of(step)
+        return [inputs.at[1, 2, 3].set(float("nan")) if step == 6 else inputs, *rest]
+
+    return update, state, hurt
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +135,15 @@ def test_the_progress_bar_moves(results):
 def test_two_processes_compute_what_one_does(results):
     one, two = (float(results[name]["final loss"]) for name in ("calm", "two processes"))
     assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_nan_in_one_batch_stops_the_training_with_the_step_and_the_parameter(results):
+    found = results["one NaN"]
+    assert [os.waitstatus_to_exitcode(status) for status in found["statuses"]] == [3]
+    message = next(line for line in found["text"].splitlines() if "Training stops" in line)
+    assert message.startswith("Training stops: step 6 is not finite: gradient.backwards.cell.")
+    assert "; inputs: 1 NaN; loss: 1 NaN." in message
+    assert found["latest"] == 4, "the last checkpoint is from before the NaN"
 
 
 def test_when_one_of_two_processes_dies_none_is_left(tmp_path):

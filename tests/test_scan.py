@@ -395,6 +395,22 @@ def test_only_the_product_with_the_state_is_in_the_loop(kind):
 
 
 @needs_the_fast_scan
+def test_100000_steps_need_the_memory_that_the_docstring_states():
+    steps, hidden = 100_000, 32
+    graphdef, params, rest = nnx.split(RNN(GRUCell(8, hidden, rngs=nnx.Rngs(0))), nnx.Param, ...)
+
+    def loss(params, x):
+        return (nnx.merge(graphdef, params, rest)(x)[:, -1] ** 2).sum()
+
+    inputs = jnp.ones((1, steps, 8))
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(params, inputs).compile()
+    stated = 45e6
+    assert run.memory_analysis().temp_size_in_bytes < 1.05 * stated
+    assert stated < 4 * steps * hidden * 4
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(run(params, inputs)))
+
+
+@needs_the_fast_scan
 def test_the_gradient_of_a_long_run_needs_a_third_of_the_memory():
     def bytes_needed(rnn):
         graphdef, params, rest = nnx.split(rnn, nnx.Param, ...)

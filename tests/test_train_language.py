@@ -66,3 +66,13 @@ def test_the_log_is_that_of_the_example():
     best_table = float(log.split("8-grams: ")[1].split()[0])
     assert float(updates[-1].split()[-1]) < best_table - 0.05
     assert log.count("--- temperature") == 3
+
+
+def test_a_training_that_diverges_stops_with_the_update_and_the_parameter(
+    example, monkeypatch, capsys
+):
+    with pytest.raises(
+        FloatingPointError, match=r"^step 1 is not finite: gradient\.embed\."
+    ) as told:
+        lines_of(example, monkeypatch, capsys, "--rate", "inf")
+    assert str(told.value).endswith("; loss: 1 NaN")

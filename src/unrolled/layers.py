@@ -62,6 +62,11 @@ class RNN(nnx.Module):
 
     Every option can be given here and overridden in a call.
 
+    Long sequences: a gradient keeps the states, and memory grows in proportion to the steps. Values
+    and gradients of a `GRUCell` with 32 units over 100,000 steps of 8 features (float32, one
+    sequence) take 45 MB beside inputs and results, three and a half times the states; a cell that
+    the fast scan does not know, and Flax's layer, take 144 MB.
+
     Args:
       cell: a cell of `unrolled.cells`, or any module with `__call__(carry, inputs)` and
         `initialize_carry(input_shape, rngs)`.
