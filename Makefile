@@ -24,7 +24,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve pdf zip test test-unit test-notebooks test-browser \
-	test-versions fuzz notebooks mutants colab bench bench-pages format lint lock repository \
+	test-versions fuzz robustness notebooks mutants colab bench bench-pages format lint lock repository \
 	dist sbom audit release clean
 
 help: ## list the commands
@@ -81,6 +81,12 @@ test-versions: env ## test on the lowest and the newest versions, and another Py
 fuzz: env ## give every public function any input at all, 24,500 examples, five minutes (FUZZ=100: a tenth)
 	$(BIN)/python -m pytest -n $(WORKERS) -o python_functions="fuzz_*" \
 		tests/fuzz/fuzz_package.py
+
+# A network of its own, and folders mounted for it alone, for whom the system allows that.
+ALONE = $(shell unshare --map-root-user --net --mount true 2>/dev/null && echo unshare --map-root-user --net --mount)
+
+robustness: env ## every chapter twice in one kernel, no network, a home that cannot be written, 15 minutes
+	$(ALONE) $(BIN)/python -m pytest -q -rA -o python_functions="robust_*" tests/robustness/chapters.py
 
 mutants: env ## break the package on purpose: the notebooks must notice every time
 	$(BIN)/python tools/mutants.py
