@@ -4,12 +4,14 @@
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
 // An extract is of the text only, and shows an equation once, as its TeX.
-const LEFT_OUT = ".katex-html, semantics > :not(annotation), .bd-header-article, .bd-sidebar-secondary";
-const { htmlToText, query } = Search;
+const LEFT_OUT = ".katex-html, semantics > :not(annotation), .bd-header-article, " +
+  ".bd-sidebar-secondary, .headerlink, script, style";
+const { query } = Search;
 Search.htmlToText = (html, anchor) => {
   const page = new DOMParser().parseFromString(html, "text/html");
   for (const element of page.querySelectorAll(LEFT_OUT)) element.remove();
-  return htmlToText(page.documentElement.outerHTML, anchor);
+  const text = page.querySelector("[role=main]");
+  return ((anchor && text.querySelector(anchor)) || text).textContent;
 };
 
 // A symbol is found under its name in TeX: σ as sigma, h̃ and ĥ as h.

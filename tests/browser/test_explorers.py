@@ -184,9 +184,8 @@ def test_all_eleven_sliders_at_odd_values(explorer):
     for shift in (0.0, 2.5):
         for position, name in enumerate(["x_t", "h_prev", *PARAMETER_SHAPES]):
             slider = explorer.locator(f"#{name}")
-            low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
+            low, high, step = slider.evaluate("({ min, max, step }) => [+min, +max, +step]")
             value = low + (high - low) * ((0.13 + 0.37 * position + shift) % 1)
-            step = float(slider.get_attribute("step"))
             value = f"{low + step * round((value - low) / step):.2f}"
             slider.evaluate(
                 "(slider, value) => { slider.value = value;"
@@ -238,21 +237,25 @@ LUMINANCE = """(element) => {
 }"""
 
 
+# What each control says, and how high it is: a box together with its label.
+CONTROLS = """controls => controls.map(c => [
+  (c.labels?.[0] ?? c).innerText.trim(),
+  (c.type === "checkbox" ? c.labels[0] : c).getBoundingClientRect().height])"""
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_each_fits_a_phone_in_light_and_dark_without_motion(opened, name):
     explorer = opened(name)
     page = explorer.page
     page.set_viewport_size(PHONE)
-    for details in explorer.locator("details").all():
-        details.evaluate("details => details.open = true")
+    open_or_close = "(all, open) => { for (const details of all) details.open = open }"
+    explorer.locator("details").evaluate_all(open_or_close, True)
     box = explorer.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
     assert explorer.evaluate("element => element.scrollWidth <= element.clientWidth")
     for role in ("slider", "checkbox", "combobox", "button"):
-        for control in explorer.get_by_role(role).all():
-            assert control.evaluate("c => (c.labels?.[0] ?? c).innerText.trim()")
-            target = control.locator("xpath=..") if role == "checkbox" else control  # its label
-            assert target.bounding_box()["height"] >= 24
+        for words, height in explorer.get_by_role(role).evaluate_all(CONTROLS):
+            assert words and height >= 24
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         dark = "[dark]" if scheme == "dark" else ":not([dark])"
@@ -265,8 +268,7 @@ def test_each_fits_a_phone_in_light_and_dark_without_motion(opened, name):
     slider.tap(position={"x": 0.9 * slider.bounding_box()["width"], "y": 14})
     assert shown_by(explorer)[0] != before
     assert explorer.evaluate("element => element.shadowRoot.getAnimations().length") == 0
-    for details in explorer.locator("details").all():
-        details.evaluate("details => details.open = false")
+    explorer.locator("details").evaluate_all(open_or_close, False)
     page.set_viewport_size(DESKTOP)
 
 
