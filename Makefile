@@ -62,7 +62,7 @@ zip: book ## pack the built book as _build/unrolled.zip, to read without a netwo
 test: lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
 
 test-unit: env ## the package, its parity with Flax and Keras, the exercises, the stored notebooks
-	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/browser
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/browser
 
 test-notebooks: env ## execute every notebook and compare every output with what is stored
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env \

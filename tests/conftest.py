@@ -7,16 +7,21 @@ import re
 import pytest
 
 PAGE = re.compile(r"tests/browser/.*[\[-]([\w/]+\.html)\]$")
+# These prepare something costly for all their tests: runs of an example, a wheel, devices.
+TOGETHER = re.compile(r"tests/test_(examples|colab|sharding)\.py")
 
 
 def group(nodeid: str) -> str:
     """Return the group of a test, by its name: a page of the book, or one for all other tests.
 
-    Those share the explorers, which are costly to open, and a PDF; as the largest group they begin
-    first.
+    In the browser, those share the explorers, which are costly to open, and a PDF; as the largest
+    group they begin first. A unit test is a group of its own, except those of some modules.
     """
-    page = PAGE.search(nodeid)
-    return page[1] if page else "others"
+    if nodeid.startswith("tests/browser/"):
+        page = PAGE.search(nodeid)
+        return page[1] if page else "others"
+    module = TOGETHER.match(nodeid)
+    return module[0] if module else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
