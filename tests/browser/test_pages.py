@@ -360,5 +360,6 @@ def test_search_finds_words_symbols_and_names_without_a_network(browser, book_se
         page.locator("#search-results .search-summary", has_text="finished").wait_for()
         found = page.locator("#search-results ul.search > li > a").all_inner_texts()
         assert any(title.startswith(first) for title in found[:8]), (query, found)
+        page.wait_for_load_state("networkidle")  # it still fetches pages to quote from
     context.close()
     assert not problems, "\n".join(problems)
