@@ -388,7 +388,7 @@ def _two_trainings(network: Network) -> tuple[float, float]:
     labels = jnp.asarray(data["y"])
     known = 3000  # the last thousand are held out; the test set stays out of it
     train = trainer(network, UPDATES, peak=2e-2)
-    rows = draw_rows(1, known, UPDATES, 100, seed=105)[0]
+    rows = draw_rows(1, known, UPDATES, 64, seed=105)[0]
 
     @jax.jit
     @jax.vmap
