@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,12 +38,17 @@ LEVELS = {
 }
 
 
+def flags_of(notebook: Path) -> str:
+    """Return XLA's flags for the kernel of a chapter, or of its solutions."""
+    level = LEVELS.get(notebook.stem, 0)
+    return "" if level is None else quick_compilation(level)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Choose how the kernel compiles that is about to be started for a notebook."""
     if item.path.suffix == ".ipynb":
-        level = LEVELS.get(item.path.stem, 0)
-        os.environ["XLA_FLAGS"] = "" if level is None else quick_compilation(level)
+        os.environ["XLA_FLAGS"] = flags_of(item.path)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -25,7 +25,7 @@ import nbclient
 import nbformat
 import pytest
 
-from conftest import LEVELS, quick_compilation
+from conftest import flags_of
 from tools import notebooks
 
 SITE = Path(__file__).with_name("site")
@@ -87,8 +87,7 @@ def robust_chapter(path, home, tmp_path):
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "PYTEST_"))}
     environment |= {"HOME": home, "PYTHONPATH": str(SITE), "JAX_PLATFORMS": "cpu"}
-    level = LEVELS.get(path.stem, 0)
-    environment["XLA_FLAGS"] = "" if level is None else quick_compilation(level)
+    environment["XLA_FLAGS"] = flags_of(path)
     client = nbclient.NotebookClient(
         book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
