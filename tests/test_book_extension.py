@@ -1,6 +1,7 @@
 """The book leads to the repository it is built in: a fork to itself, a copy to the declared one."""
 
 import importlib.util
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -201,3 +202,26 @@ def test_every_public_name_belongs_to_a_chapter_that_exists():
     assert links.built_in("RNN.__call__") is None and links.built_in("gru") is None
     for chapter in links.CHAPTERS:
         assert (EXTENSIONS.parent / f"{chapter}.ipynb").exists()
+
+
+def test_an_explorer_heavier_than_its_page_waits_in_a_file(tmp_path):
+    pages = load("unrolled_pages")
+    app = SimpleNamespace(outdir=tmp_path)
+    explorer = (
+        '<unrolled-x class="c" data-measured="{}"><p>words</p></unrolled-x>\n<script>{}</script>'
+    )
+    light = explorer.format("[&quot;1&quot;]", "code()")
+    assert not pages.HEAVY_EXPLORER.search(light)
+    for numbers in ("1" * 100_000, f"[&quot;{'2' * 100_000}&quot;]"):
+        (heavy,) = pages.HEAVY_EXPLORER.finditer(light + explorer.format(numbers, "more()"))
+        page = pages.later(app, "book/page", heavy)
+        (file,) = (tmp_path / "_static/explorers").iterdir()  # an old one is gone
+        assert page == (
+            '<unrolled-x class="c"><p>words</p></unrolled-x>\n'
+            f'<script defer src="../_static/explorers/{file.name}"></script>'
+        )
+        first, rest = file.read_text(encoding="utf-8").split("\n")
+        start = 'document.querySelector("unrolled-x").dataset.measured = '
+        numbers = numbers.replace("&quot;", '"')
+        assert json.loads(first.removeprefix(start).removesuffix(";")) == numbers
+        assert rest == "more()"

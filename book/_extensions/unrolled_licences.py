@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 
 FOLDER = "licenses"
 OURS = (
-    *("book.css", "book.js", "cover.png", "favicon.svg", "search.js"),
+    *("book.css", "book.js", "cover.png", "explorers/*", "favicon.svg", "search.js"),
     *(f"{FOLDER}/*", "vendor/katex/README.md", "vendor/katex/SHA256SUMS"),
 )
 

@@ -2,18 +2,21 @@
 
 The theme brings 0.45 MB of style sheets and 0.3 MB of icon fonts, of which the book uses a tenth.
 When all pages are written, `finish` puts what is used into `_static/unrolled.css` and deletes the
-rest. Every page also gets a description and, when the book's address is known, a preview for links
+rest. The weights of a large network wait in a file of their own, so that the text above them need
+not. Every page also gets a description and, when the book's address is known, a preview for links
 to it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
+import json
 import logging
 import posixpath
 import re
 import shutil
-from functools import cache
+from functools import cache, partial
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -43,6 +46,12 @@ CODE = re.compile(
 )
 PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 NOT_SEEN = re.compile(r'<span class="katex-mathml">.*?</math></span>|<[^>]*>', re.DOTALL)
+# An explorer with more numbers than the rest of its page has text, and the script behind it.
+HEAVY_EXPLORER = re.compile(
+    r'<(?P<tag>unrolled-\w+)(?P<start>[^>]*) data-measured="(?P<measured>[^"]{100000,})"'
+    r"(?P<end>[^>]*>.*?</(?P=tag)>\s*)<script>(?P<script>.*?)</script>",
+    re.DOTALL,
+)
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
 
 
@@ -59,7 +68,8 @@ def page_context(
     if "body" in context:
         numbers = count()
         body = PARAGRAPH.sub(sized_text, CODE.sub(lighter, context["body"]))
-        context["body"] = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
+        body = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
+        context["body"] = HEAVY_EXPLORER.sub(partial(later, app, page), body)
 
 
 def lighter(block: re.Match[str]) -> str:
@@ -74,6 +84,21 @@ def sized_text(paragraph: re.Match[str]) -> str:
     """Return a paragraph with the number of its characters for book.css."""
     text = html.unescape(NOT_SEEN.sub("", paragraph[1]))
     return f'<p style="--chars: {len(text)}">{paragraph[1]}</p>'
+
+
+def later(app: Sphinx, page: str, explorer: re.Match[str]) -> str:
+    """Return an explorer whose numbers and script come from a file, once the page has been read."""
+    numbers = json.dumps(html.unescape(explorer["measured"]))
+    tag = explorer["tag"]
+    code = f'document.querySelector("{tag}").dataset.measured = {numbers};\n{explorer["script"]}'
+    name = f"_static/explorers/{tag}-{hashlib.sha256(code.encode()).hexdigest()[:8]}.js"
+    file = Path(app.outdir) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for old in file.parent.glob(f"{tag}-*.js"):
+        old.unlink()
+    file.write_text(code, encoding="utf-8")
+    source = "../" * page.count("/") + name
+    return f'<{tag}{explorer["start"]}{explorer["end"]}<script defer src="{source}"></script>'
 
 
 def describe(doctree: nodes.document | None) -> str:
