@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import unrolled
-from tools import notebooks
+from tools import mutants, notebooks
 
 ROOT = notebooks.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -110,6 +110,13 @@ def test_every_public_name_documents_itself(name):
     documented = getattr(unrolled, name)
     assert documented.__doc__, name
     assert ">>>" in documented.__doc__, f"{name} has no runnable example"
+
+
+def test_every_mutant_changes_exactly_one_place_of_the_package_and_has_a_name_of_its_own():
+    for mutant in mutants.MUTANTS:
+        source = text(f"src/unrolled/{mutant.file}")
+        assert source.count(mutant.old) == 1 and mutant.old != mutant.new, mutant
+    assert len({(mutant.file, mutant.name) for mutant in mutants.MUTANTS}) == len(mutants.MUTANTS)
 
 
 def test_the_stack_never_imports_the_lab():
