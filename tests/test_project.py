@@ -8,6 +8,7 @@ import tomllib
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import unrolled
@@ -82,6 +83,13 @@ def test_nothing_that_colab_has_is_capped():
     ):
         operators = {specifier.operator for specifier in requirement.specifier}
         assert operators == {">="}, f"{requirement} could move what a Colab machine has"
+
+
+def test_binder_installs_the_package_and_what_the_chapters_import_and_nothing_else():
+    lines = [line for line in text("binder/requirements.txt").splitlines() if line[0] != "#"]
+    assert lines == [".[book]"] and "book" in PROJECT["optional-dependencies"]
+    python = text("binder/runtime.txt").strip().removeprefix("python-")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.0")
 
 
 def test_the_declared_repository_is_the_same_everywhere():

@@ -24,6 +24,11 @@ from unrolled.lab import explorers
 from unrolled.lab.exercises import EXERCISES
 
 STATIC = "book/static"
+LAUNCH = {
+    "colab_url": "https://colab.research.google.com",
+    "binderhub_url": "https://mybinder.org",
+    "notebook_interface": "jupyterlab",
+}
 ROOT_PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -82,7 +87,7 @@ def configure(app: Sphinx, config: Config) -> None:
         "repository_branch": "main",
         "path_to_docs": "",
         "use_repository_button": repository is not None,
-        "launch_buttons": {"colab_url": "https://colab.research.google.com"} if repository else {},
+        "launch_buttons": LAUNCH if repository else {},
     }
 
 

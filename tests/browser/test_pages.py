@@ -273,9 +273,15 @@ def test_equations_are_typeset(visit, name, theme):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_colab_opens_this_notebook(visit, name):
-    colab = [link for link in visit(name, "light").links if "colab.research.google.com" in link]
-    assert len(colab) == 1 and colab[0].endswith(f"/blob/main/{name.removesuffix('.html')}.ipynb")
+def test_colab_and_binder_open_this_notebook(visit, name):
+    links, notebook = visit(name, "light").links, name.removesuffix(".html") + ".ipynb"
+    (colab,) = [link for link in links if "//colab.research.google.com/" in link]
+    assert colab.endswith(f"/blob/main/{notebook}")
+    (binder,) = [link for link in links if "//mybinder.org/" in link]
+    assert binder.endswith(f"/main?urlpath=lab/tree/{notebook}")
+    assert (
+        colab.split("/github/")[1].split("/blob/")[0] == binder.split("/gh/")[1].split("/main")[0]
+    )
 
 
 def test_copy_button_copies_the_code(page, book_server):
