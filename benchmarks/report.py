@@ -1,4 +1,7 @@
-"""What is told: a table, a figure, and results.json with everything that both are made of."""
+"""What is told: a table, a figure, and results.json with everything that both are made of.
+
+`python -m benchmarks.report` prints the tables that chapter 11 and README.md show, to paste.
+"""
 
 from __future__ import annotations
 
@@ -177,6 +180,44 @@ def _summary_lines(summary: list[Row], cell: str, rivals: list[str]) -> list[str
     return lines
 
 
+def quoted_tables(results: Row) -> dict[str, str]:
+    """Set in Markdown what chapter 11 (flax, torch, once) and README.md (summary, once) show."""
+    rows = results["comparisons"] + faster_torch(results["comparisons"])
+    ratios = {(r["cell"], r["shape"], r["task"], r["against"]): r["ratio"]["median"] for r in rows}
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    for row in results["summary"]:
+        key = row["cell"], "geometric mean", row["task"], row["against"]
+        ratios[key] = row["geometric_mean"]
+    tables = {}
+    for name, rival in (("flax", "flax.nnx"), ("torch", FASTER_TORCH)):
+        cells = [cell for cell in CELLS if (cell, shapes[0], TASKS[0], rival) in ratios]
+        lines = [["B × T × D × H", *map("`{}`".format, cells)], ["---"] * (1 + len(cells))]
+        for shape in [*shapes, "geometric mean"]:
+            pairs = [[_short(ratios[cell, shape, task, rival]) for task in TASKS] for cell in cells]
+            label = shape.replace("x", " × ").replace("-ragged", ", ragged")
+            lines.append([label, *map("\u00a0·\u00a0".join, pairs)])  # never broken in two
+        tables[name] = _markdown(lines)
+    head = ["cell", "gradient", "Flax's gradient", "Flax / ours"]
+    head += ["compiling, ours / Flax", "outside `jit`, Flax / ours"]
+    once = [head, ["---"] * len(head)]
+    for memory, compiling, eager in zip(*(results[key] for key in ("memory", "compile", "eager"))):
+        megabytes = [f"{memory[side]:.0f} MB" for side in ("ours", "theirs")]
+        numbers = memory["ratio"], 1 / compiling["ratio"]["median"], eager["ratio"]["median"]
+        once.append([f"`{memory['cell']}`", *megabytes, *map(_short, numbers)])
+    tables["once"] = _markdown(once)
+    lines = [["against", "task", "geometric mean", "worst", "there"], ["---"] * 5]
+    for row in results["summary"]:
+        if row["cell"] == "all" and row["against"] in ("flax.nnx", FASTER_TORCH):
+            numbers = _short(row["geometric_mean"]), _short(row["minimum"])
+            lines.append([row["against"], row["task"], *numbers, row["minimum_at"]])
+    tables["summary"] = _markdown(lines)
+    return tables
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
+
+
 def draw(results: Row, path: Path) -> None:
     """Draw every ratio with its quartiles, on a logarithmic scale, as an SVG."""
     with matplotlib.rc_context():
@@ -240,3 +281,8 @@ def write(results: Row, folder: Path) -> list[Path]:
     paths[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, paths[1])
     return paths
+
+
+if __name__ == "__main__":
+    kept = Path(__file__).with_name("results.json").read_text(encoding="utf-8")
+    print(*quoted_tables(json.loads(kept)).values(), sep="\n\n")

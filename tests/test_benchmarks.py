@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from benchmarks import contenders, measure, products, profile, report
 from benchmarks.contenders import CELLS, Disagreement, Shape, make_contenders, verify
 
 TINY = Shape(3, 5, 2, 4)
+ROOT = Path(__file__).parent.parent
 
 
 def test_geometric_mean_and_quartiles():
@@ -176,3 +178,47 @@ def test_the_smallest_quick_problem_runs_and_is_written(monkeypatch, capsys, tmp
 
     told = capsys.readouterr().out
     assert "[1/1, " in told and machine["cpu"] in told and "geometric mean" in told
+
+
+def words(path):
+    """The prose of a page, on one line where it stands in a paragraph."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return " ".join(text.split())
+
+
+def test_chapter_and_pages_quote_the_results_that_are_kept():
+    """A new benchmark turns this red: paste what `python -m benchmarks.report` prints."""
+    results = json.loads((ROOT / "benchmarks/results.json").read_text(encoding="utf-8"))
+    quoted = report.quoted_tables(results).items()
+    tables = {name: table.replace("\u00a0", " ") for name, table in quoted}
+    chapter, page = words(ROOT / "book/11_speed.ipynb"), words(ROOT / "benchmarks/README.md")
+    for text, names in ((chapter, ("flax", "torch", "once")), (page, ("summary", "once"))):
+        for name in names:
+            assert " ".join(tables[name].split()) in text
+
+    def entry(table, shape, column):
+        (line,) = [line for line in tables[table].splitlines() if line.startswith(f"| {shape} |")]
+        return line.strip("| ").split(" | ")[column]
+
+    machine, versions = results["machine"], results["machine"]["versions"]
+    in_favour = entry("flax", "32 × 128 × 64 × 128", 2).replace(" · ", " and ")
+    worst = {
+        row["cell"]: f"{1 / row['minimum']:.1f} times as fast"
+        for row in results["summary"]
+        if (row["against"], row["task"]) == (report.FASTER_TORCH, "training")
+    }
+    for quoted in (
+        f"(Measured on {machine['cores']} cores of a shared machine, {machine['cpu']},",
+        *(f"{name} {versions[name].split('+')[0]}," for name in ("jax", "flax", "torch")),
+        f"{machine['date']}; a large product reached {results['gemm_gflops']:.0f} GFLOP/s.)",
+        f"a sequence twice as long gives {in_favour} in our favour",
+        f'An entry against torch says "{entry("torch", "8 × 4000 × 1 × 32", 3)}"',
+        f"a training step of the GRU up to {worst['GRUCell']}",
+        f"written by hand and up to {worst['OptimizedLSTMCell']}",
+    ):
+        assert quoted in chapter
+    # The repository's own page promises nothing that would have to be brought up to date.
+    assert "times as fast" not in words(ROOT / "README.md")
