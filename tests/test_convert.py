@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from types import SimpleNamespace
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -427,3 +428,100 @@ def test_params_that_are_no_dict_of_numbers_are_named():
             function(None)
     with pytest.raises(TypeError, match=r"a weight is .*; expected an array of numbers"):
         convert.gru_from_functional(dict.fromkeys(["Wz"], "abc"))
+
+
+def test_layers_come_back_from_flax_with_their_options():
+    x = inputs(2, 5, IN)
+    layer = RNN(make(LSTMCell), time_major=True, return_carry=True, reverse=True, keep_order=True)
+    theirs = convert.to_nnx(layer)
+    assert type(theirs) is nnx.RNN and type(theirs.cell) is nnx.LSTMCell
+    close(theirs(x), layer(x))
+    same_state(convert.from_nnx(theirs).cell, layer.cell)
+    both = Bidirectional(RNN(make(SimpleCell)), RNN(make(SimpleCell)), merge_fn=jnp.add)
+    assert type(convert.to_nnx(both)) is nnx.Bidirectional
+    close(convert.to_nnx(both)(x), both(x))
+    close(convert.from_nnx(convert.to_nnx(both))(x), both(x))
+    with pytest.raises(TypeError, match=r"to_nnx got a Linear; expected one of SimpleCell"):
+        convert.to_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum"])
+def test_to_keras_takes_both_directions(merge_mode):
+    keras = import_module("keras")
+    merge = {"merge_fn": jnp.add} if merge_mode == "sum" else {}
+    ours = Bidirectional(RNN(make(GRUCell)), RNN(make(GRUCell)), **merge)
+    layer = keras.layers.Bidirectional(
+        keras.layers.GRU(HIDDEN, return_sequences=True), merge_mode=merge_mode
+    )
+    x = inputs(2, 5, IN)
+    layer(x)
+    layer.set_weights(convert.to_keras(ours))
+    close(ours(x), np.asarray(layer(x)))
+
+
+EXPORTS = [convert.to_torch, convert.to_keras, convert.to_linen, convert.to_nnx]
+
+
+@pytest.mark.parametrize("export", [*EXPORTS, convert.gru_to_functional])
+def test_a_cell_with_other_weights_than_its_own_is_not_exported(export):
+    def cell():
+        return make(GRUCell, reset_after=export is not convert.gru_to_functional)
+
+    too_wide = cell()
+    too_wide.dense_h.kernel = nnx.Param(jnp.ones((HIDDEN + 1, 3 * HIDDEN)))
+    with pytest.raises(
+        ValueError, match=r"'dense_h.kernel' in the GRUCell has shape \(5, 12\); expected \(4, 12\)"
+    ):
+        export(too_wide)
+    with_bias = cell()
+    with_bias.dense_h = nnx.Linear(HIDDEN, 3 * HIDDEN, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"the GRUCell holds 'dense_h.bias', which a conversion"):
+        export(with_bias)
+    if export is not convert.gru_to_functional:
+        lacking = cell()
+        lacking.b_hn = None
+        with pytest.raises(ValueError, match=r"the GRUCell lack 'b_hn'"):
+            export(lacking)
+
+
+def test_lstms_with_other_weights_are_not_exchanged():
+    cell = make(LSTMCell)
+    cell.hg.kernel = nnx.Param(jnp.ones((HIDDEN, HIDDEN + 1)))
+    with pytest.raises(ValueError, match=r"'hg.kernel' in the LSTMCell has shape \(4, 5\)"):
+        convert.to_optimized_lstm(cell)
+
+
+def test_layers_that_others_do_not_have_are_named():
+    rnn = RNN(make(GRUCell), reverse=True)
+    with pytest.raises(ValueError, match=r"reverse=True, and torch reads backwards only"):
+        convert.to_torch(rnn)
+    mean = Bidirectional(RNN(make(GRUCell)), RNN(make(GRUCell)), merge_fn=lambda a, b: (a + b) / 2)
+    with pytest.raises(ValueError, match=r"merge_fn of its own; expected torch's: concatenated"):
+        convert.to_torch(mean)
+    with pytest.raises(ValueError, match=r"merge_fn of its own; expected Keras's: .*jnp.add"):
+        convert.to_keras(mean)
+    flax = nnx.Bidirectional(
+        nnx.RNN(nnx.GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0))),
+        nnx.RNN(nnx.GRUCell(IN, HIDDEN, rngs=nnx.Rngs(1))),
+    )
+    assert len(convert.to_torch(convert.from_nnx(flax))) == 8  # Flax's concatenation is torch's
+
+
+def test_a_torch_weight_that_is_missing_or_misshapen_is_named():
+    torch = import_module("torch")
+    module = torch.nn.GRU(IN, HIDDEN)
+    state = dict(module.state_dict())
+    kept = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+
+    def broken(state):
+        return SimpleNamespace(**kept, state_dict=lambda: state)
+
+    close(
+        convert.from_torch(broken(state))(inputs(5, 2, IN)),
+        convert.from_torch(module)(inputs(5, 2, IN)),
+    )
+    with pytest.raises(ValueError, match=r"the torch state_dict lack 'bias_hh_l0'"):
+        convert.from_torch(broken({k: v for k, v in state.items() if k != "bias_hh_l0"}))
+    turned = state | {"weight_ih_l0": state["weight_ih_l0"].T}
+    with pytest.raises(ValueError, match=r"'weight_ih_l0' .* \(3, 12\); .*It looks transposed"):
+        convert.from_torch(broken(turned))

@@ -778,3 +778,65 @@ def test_layers_that_are_none_are_named():
         StackedRNN([layer], dropout_rate=2, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"initial_carry is .*; expected an array of numbers"):
         layer(make_inputs(4, IN), initial_carry="abc")
+
+
+class Settings:
+    """What a cell of a reader's may carry along: a plain object that can change."""
+
+    scale = 2.0
+
+
+ATTRIBUTES = {
+    "dict": lambda: {"scale": 2.0},
+    "set": lambda: {1, 2},
+    "slice": lambda: slice(0, 2),
+    "object": Settings,
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+def test_a_cell_may_hold_anything(kind):
+    class Holding(GRUCell):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.held = ATTRIBUTES[kind]()
+
+    x = make_inputs(2, 4, IN)
+    expected = RNN(GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0)))(x)
+    rnn = RNN(Holding(IN, HIDDEN, rngs=nnx.Rngs(0)))
+    close(rnn(x), expected)
+    if kind == "object":  # Flax keeps nothing that it cannot compare
+        close(nnx.jit(lambda rnn, x: rnn(x))(rnn, x), expected)
+
+
+def test_metadata_may_be_a_list():
+    options = {"kernel_metadata": {"note": ["a", "b"]}, "rngs": nnx.Rngs(0)}
+    x = make_inputs(2, 4, IN)
+    close(RNN(GRUCell(IN, HIDDEN, **options))(x), RNN(GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0)))(x))
+
+
+def test_a_changed_object_in_a_cell_is_noticed():
+    class Scaling(SimpleCell):
+        settings: Settings
+
+        def __call__(self, carry, inputs):
+            return super().__call__(carry, self.settings.scale * inputs)
+
+    cell = Scaling(IN, HIDDEN, rngs=nnx.Rngs(0))
+    cell.settings = Settings()
+    x = make_inputs(2, 4, IN)
+    before = RNN(cell)(x)
+    cell.settings.scale = 1.0
+    after = RNN(cell)(x)
+    close(after, RNN(SimpleCell(IN, HIDDEN, rngs=nnx.Rngs(0)))(x))
+    assert np.abs(before - after).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_complex_numbers_are_refused(kind):
+    rnn = RNN(make_cell(kind))
+    with pytest.raises(TypeError, match=r"inputs are complex numbers; expected real"):
+        rnn(jnp.ones((2, 4, IN), complex))
+    carry = jax.tree.map(lambda part: part.astype(complex), rnn.cell.initialize_carry((2, IN)))
+    with pytest.raises(TypeError, match=r"the carry's \w+ is of complex numbers; expected real"):
+        rnn(make_inputs(2, 4, IN), initial_carry=carry)

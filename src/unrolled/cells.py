@@ -407,6 +407,8 @@ class _FeatureCell(RNNCellBase):
                 f"{self.in_features}), since the cell was made with in_features="
                 f"{self.in_features}."
             )
+        if jnp.iscomplexobj(inputs):
+            raise TypeError(f"{name}: inputs are complex numbers; expected real ones.")
         wanted = (*shape[:-1], self.hidden_features)
         mend = f"cell.initialize_carry({shape}) makes a fitting one."
         names = self.carry_names
@@ -427,6 +429,11 @@ class _FeatureCell(RNNCellBase):
                 raise ValueError(
                     f"{name}: the carry's {part_name} has shape {part_shape}; expected "
                     f"{wanted} for inputs of shape {shape}; {mend}"
+                )
+            if jnp.iscomplexobj(part):
+                raise TypeError(
+                    f"{name}: the carry's {part_name} is of complex numbers; expected real ones; "
+                    f"{mend}"
                 )
 
 

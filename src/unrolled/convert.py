@@ -9,7 +9,8 @@ it). Everything passes through one form, the dict of a cell's parameters by path
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,11 @@ from unrolled.gru import PARAMETER_SHAPES
 from unrolled.layers import RNN, Bidirectional, StackedRNN
 
 Weights = dict[str, np.ndarray]
+# How a Bidirectional merges unless told otherwise, ours and Flax's.
+CONCATENATES = tuple(
+    inspect.signature(kind.__init__).parameters["merge_fn"].default
+    for kind in (Bidirectional, nnx.Bidirectional)
+)
 
 
 # The functional GRU of chapter 2
@@ -80,7 +86,8 @@ def gru_to_functional(cell: GRUCell) -> dict[str, jax.Array]:
 
     Raises:
       TypeError: something that is not a GRU cell.
-      ValueError: a cell that resets after the matrix product, or with other activations.
+      ValueError: a cell that resets after the matrix product, or with other activations; a weight
+        that is missing, has the wrong shape, or has no place in the functional GRU.
 
     Example:
       >>> cell = GRUCell(3, 4, reset_after=False, rngs=nnx.Rngs(0))
@@ -251,7 +258,8 @@ def to_torch(layer: Any) -> Weights:
 
     Raises:
       TypeError: a layer or cell of another kind.
-      ValueError: a cell whose function torch does not have.
+      ValueError: a cell or a layer whose function torch does not have; a weight that is missing,
+        has the wrong shape, or has no place in torch.
 
     Example:
       >>> rnn = RNN(GRUCell(3, 4, rngs=nnx.Rngs(0)))
@@ -263,9 +271,14 @@ def to_torch(layer: Any) -> Weights:
     state = {}
     for index, one in enumerate(layer.layers if isinstance(layer, StackedRNN) else [layer]):
         _check_kind(one, (RNN, Bidirectional), "to_torch")
-        rnns = [one] if isinstance(one, RNN) else [one.forward_rnn, one.backward_rnn]
-        for rnn, direction in zip(rnns, ("", "_reverse")):
-            _check_kind(rnn, (RNN,), "to_torch")
+        if isinstance(one, RNN) and one.reverse:
+            raise ValueError(
+                "the RNN has reverse=True, and torch reads backwards only within a bidirectional "
+                "layer; expected reverse=False: flip the inputs and the outputs instead."
+            )
+        if isinstance(one, Bidirectional):
+            _check_merge(one, CONCATENATES, "torch")
+        for rnn, direction in zip(_directions(one, "to_torch"), ("", "_reverse")):
             state |= _cell_to_torch(rnn.cell, f"_l{index}{direction}")
     return state
 
@@ -413,25 +426,31 @@ def from_keras(layer: Any) -> Any:
     return RNN(_load(cell, w), reverse=bool(layer.go_backwards))
 
 
-def to_keras(cell: Any) -> list[np.ndarray]:
-    """Return a cell's weights in the order of the Keras layer that computes the same.
+def to_keras(layer: Any) -> list[np.ndarray]:
+    """Return a layer's weights in the order of the Keras layer that computes the same.
 
     Args:
-      cell: a SimpleCell, GRUCell or LSTM cell, or an `RNN` with one.
+      layer: a SimpleCell, GRUCell or LSTM cell, an `RNN` with one, or a `Bidirectional` of two that
+        concatenates or adds.
 
     Returns:
       `[kernel, recurrent_kernel, bias]`, for `layer.set_weights` of a built `SimpleRNN`, `GRU`
-      (with the cell's reset_after) or `LSTM` that has the cell's activations and use_bias=True.
+      (with the cell's reset_after) or `LSTM` that has the cell's activations, use_bias=True and,
+      for a reversed `RNN`, go_backwards. For a `Bidirectional` those of both directions, in a row.
 
     Raises:
-      TypeError: a cell of another kind.
-      ValueError: a SimpleCell with residual, which Keras does not have.
+      TypeError: a layer or cell of another kind.
+      ValueError: a SimpleCell with residual, which Keras does not have; a Bidirectional that merges
+        otherwise; a weight that is missing, has the wrong shape, or has no place in Keras.
 
     Example:
       >>> [array.shape for array in to_keras(GRUCell(3, 4, rngs=nnx.Rngs(0)))]
       [(3, 12), (4, 12), (2, 12)]
     """
-    cell = cell.cell if isinstance(cell, RNN) else cell
+    if isinstance(layer, Bidirectional):
+        _check_merge(layer, (*CONCATENATES, jnp.add), "Keras")
+        return [array for rnn in _directions(layer, "to_keras") for array in to_keras(rnn)]
+    cell = layer.cell if isinstance(layer, RNN) else layer
     _check_kind(cell, (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell), "to_keras")
     w = _unload(cell)
     if isinstance(cell, LSTMCell):
@@ -551,7 +570,8 @@ def to_linen(cell: Any) -> dict[str, dict[str, jax.Array]]:
 
     Raises:
       TypeError: a cell of another kind.
-      ValueError: a GRUCell(reset_after=False), which linen does not have.
+      ValueError: a GRUCell(reset_after=False), which linen does not have; a weight that is missing,
+        has the wrong shape, or has no place in linen.
 
     Example:
       >>> sorted(to_linen(SimpleCell(3, 4, rngs=nnx.Rngs(0))))
@@ -599,19 +619,8 @@ def from_nnx(module: Any) -> Any:
       >>> type(from_nnx(nnx.RNN(cell)).cell).__module__
       'unrolled.cells'
     """
-    if isinstance(module, nnx.Bidirectional):
-        rnns = (from_nnx(module.forward_rnn), from_nnx(module.backward_rnn))
-        return _load_options(
-            Bidirectional(*rnns), module, ("merge_fn", "time_major", "return_carry")
-        )
-    if isinstance(module, nnx.RNN):
-        options = ("time_major", "return_carry", "reverse", "keep_order", "unroll")
-        rnn = RNN(
-            from_nnx(module.cell),
-            state_axes=module.state_axes,
-            broadcast_rngs=module.broadcast_rngs,
-        )
-        return _load_options(rnn, module, options)
+    if isinstance(module, (nnx.RNN, nnx.Bidirectional)):
+        return _rebuild(module, RNN, Bidirectional, from_nnx)
     for kind in (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell):
         if type(module) is getattr(nnx, kind.__name__):
             cell = _make_like(kind, module)
@@ -625,25 +634,31 @@ def from_nnx(module: Any) -> Any:
     )
 
 
-def to_nnx(cell: Any) -> Any:
-    """Make the `flax.nnx` cell that computes what a cell of this package computes.
+def to_nnx(module: Any) -> Any:
+    """Make the `flax.nnx` module that computes what a module of this package computes.
+
+    Where sequences have lengths, Flax's layers leave other numbers at padded steps than zero.
 
     Args:
-      cell: a SimpleCell, GRUCell, LSTMCell or OptimizedLSTMCell.
+      module: a SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell, RNN or Bidirectional.
 
     Returns:
-      The `flax.nnx` cell of the same name, with the same options.
+      The `flax.nnx` module of the same name, with the same options.
 
     Raises:
-      TypeError: a cell of another kind.
+      TypeError: a module of another kind.
       ValueError: a GRUCell with reset_after=False or with a b_hn other than zero, neither of which
-        Flax's cell has.
+        Flax's cell has; a weight that is missing, has the wrong shape, or has no place in Flax.
 
     Example:
       >>> to_nnx(SimpleCell(3, 4, rngs=nnx.Rngs(0))).dense_h.kernel.shape
       (4, 4)
     """
-    _check_kind(cell, (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell), "to_nnx")
+    if isinstance(module, (RNN, Bidirectional)):
+        return _rebuild(module, nnx.RNN, nnx.Bidirectional, to_nnx)
+    cell = module
+    kinds = (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell, RNN, Bidirectional)
+    _check_kind(cell, kinds, "to_nnx")
     flax_cell = _make_like(getattr(nnx, type(cell).__name__), cell)
     w = _unload(cell)
     if isinstance(cell, GRUCell):
@@ -677,16 +692,54 @@ def _make_like(kind: Any, cell: Any) -> Any:
     return kind(cell.in_features, cell.hidden_features, rngs=nnx.Rngs(0), **options)
 
 
-def _load_options(module: Any, source: Any, names: Sequence[str]) -> Any:
-    for name in names:
-        setattr(module, name, getattr(source, name))
-    return module
+def _rebuild(module: Any, rnn: Any, bidirectional: Any, convert: Callable[[Any], Any]) -> Any:
+    """A layer of the other library: its cells converted, its options those of `module`."""
+    shared = {name: getattr(module, name) for name in ("time_major", "return_carry")}
+    if hasattr(module, "forward_rnn"):
+        rnns = (convert(module.forward_rnn), convert(module.backward_rnn))
+        return bidirectional(*rnns, merge_fn=module.merge_fn, **shared)
+    names = ("reverse", "keep_order", "unroll", "state_axes", "broadcast_rngs")
+    options = {name: getattr(module, name) for name in names}
+    return rnn(convert(module.cell), **shared, **options)
+
+
+def _directions(layer: Any, function: str) -> list[RNN]:
+    """The `RNN`s in a layer: itself, or the two of a `Bidirectional`."""
+    rnns = [layer] if isinstance(layer, RNN) else [layer.forward_rnn, layer.backward_rnn]
+    for rnn in rnns:
+        _check_kind(rnn, (RNN,), function)
+    return rnns
 
 
 def _unload(cell: Any) -> Weights:
-    """A cell's parameters by dotted path."""
+    """A cell's parameters by dotted path, each of the shape that its sizes ask for."""
+    source = f"the {type(cell).__name__}"
     flat = nnx.to_flat_state(nnx.state(cell, nnx.Param))
-    return {".".join(map(str, path)): np.asarray(param[...]) for path, param in flat}
+    weights = {".".join(map(str, path)): np.asarray(param[...]) for path, param in flat}
+    shapes = _shapes(cell)
+    _check_no_other(weights, shapes, source)
+    return {name: _weight(weights, name, shape, source) for name, shape in shapes.items()}
+
+
+def _shapes(cell: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a cell's parameters, ours or Flax's."""
+    inputs, hidden = cell.in_features, cell.hidden_features
+    if isinstance(cell, (LSTMCell, nnx.LSTMCell)):
+        shapes = {f"{name}.kernel": (inputs, hidden) for name in ("ii", "if_", "ig", "io")}
+        for name in ("hi", "hf", "hg", "ho"):
+            shapes |= {f"{name}.kernel": (hidden, hidden), f"{name}.bias": (hidden,)}
+        return shapes
+    gru = isinstance(cell, (GRUCell, nnx.GRUCell))
+    simple = isinstance(cell, (SimpleCell, nnx.SimpleCell))
+    gates = 1 if simple else 3 if gru else 4
+    shapes = {
+        "dense_i.kernel": (inputs, gates * hidden),
+        "dense_h.kernel": (hidden, gates * hidden),
+        "dense_i.bias" if simple or gru else "dense_h.bias": (gates * hidden,),
+    }
+    if gru and getattr(cell, "reset_after", hasattr(cell, "b_hn")):  # Flax's has neither
+        shapes["b_hn"] = (hidden,)
+    return shapes
 
 
 def _load(cell: Any, weights: Weights) -> Any:
@@ -712,6 +765,15 @@ def _weight(
             + (". It looks transposed." if array.shape == tuple(shape)[::-1] else ".")
         )
     return array
+
+
+def _check_no_other(weights: Mapping[str, Any], known: Mapping[str, Any], source: str) -> None:
+    other = sorted(set(weights) - set(known))
+    if other:
+        raise ValueError(
+            f"{source} holds {', '.join(map(repr, other))}, which a conversion would lose; "
+            f"expected {', '.join(map(repr, known))} alone."
+        )
 
 
 def _matrix(weights: Mapping[str, Any], name: str, source: str) -> np.ndarray:
@@ -749,6 +811,14 @@ def _check_activations(cell: Any, target: str, simple: tuple[Any, ...] = (nnx.ta
         raise ValueError(
             f"the {type(cell).__name__} has activations of its own; expected those that {target} "
             "computes: sigmoid for gates and tanh" + (" or relu." if len(allowed) > 1 else ".")
+        )
+
+
+def _check_merge(layer: Bidirectional, known: tuple[Any, ...], target: str) -> None:
+    if layer.merge_fn not in known:
+        raise ValueError(
+            f"the Bidirectional has a merge_fn of its own; expected {target}'s: "
+            + ("concatenated outputs." if known == CONCATENATES else "concatenation, or jnp.add.")
         )
 
 

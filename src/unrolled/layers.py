@@ -90,7 +90,9 @@ class RNN(nnx.Module):
     From:
       the API of `flax.nnx.RNN`. What it does otherwise: outputs at padded steps are zero, the final
       carry is that of the last valid step (the initial carry for a sequence of length zero), and
-      padding, NaN included, never reaches a gradient.
+      padding, NaN included, never reaches a gradient. The cell is still called at padded steps,
+      with zeros for inputs: a cell of your own needs a finite derivative there, and statistics that
+      it keeps, such as a running mean, count these zeros.
 
     Example:
       >>> from unrolled.cells import GRUCell
@@ -183,7 +185,8 @@ class RNN(nnx.Module):
 
         with self._shared_streams():
             graphdef, paths, axes, variables = self._split_cell()
-            carry, outputs, written = _scan_cell(
+            scan_cell = _scan_cell if _lasts(graphdef) else _scan_cell.__wrapped__
+            carry, outputs, written = scan_cell(
                 variables,
                 initial_carry,
                 inputs,
@@ -365,6 +368,23 @@ def _scan_cell(
         if writes[index]:
             written[paths[index]] = _move_axis(variable, 0, axes[index])
     return carry, outputs, written
+
+
+def _lasts(graphdef: Any) -> bool:
+    """Whether a program compiled for a cell of this structure will do in the next call.
+
+    The cell's plain attributes are part of the program, which is found again by comparing them. A
+    list cannot be kept for that, and an object without an `__eq__` equals itself after a change.
+    """
+    try:
+        hash(graphdef)
+    except TypeError:
+        return False
+    values = [getattr(attribute, "value", None) for _, attribute in graphdef.attributes]
+    return all(
+        value is None or callable(value) or type(value).__hash__ is not object.__hash__
+        for value in values
+    )
 
 
 def _try_one_step(
