@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +141,20 @@ def test_a_rubric_lists_what_is_met_and_advises_on_the_first_criterion_that_is_n
     ]
     with pytest.raises(Wrong, match=r"1 of 2(?s:.*)\[ \] small(?s:.*)Next: small. Leave some"):
         rubric([fast, small])
+
+
+@pytest.mark.parametrize("number", sorted(exercises.EXERCISES))
+def test_no_answer_escapes_the_check(number, capsys):
+    checker = exercises.EXERCISES[number].checker
+    count = len(inspect.signature(checker).parameters)
+    for answer in (lambda *args, **options: "a word", lambda *args, **options: sys.exit(2), 5):
+        exercises.check(number, *[answer] * count)
+        assert capsys.readouterr().out.startswith(f"Exercise {number}, not yet: ")
+    exercises.check(number, *[max] * (count + 1))
+    assert f"check got {count + 1} answers" in capsys.readouterr().out
+
+
+def test_a_result_that_the_check_cannot_use_is_the_answers_fault():
+    verdict, message = judged(lambda answer: str(run(answer, 1) + 1), lambda x: "a word")
+    assert verdict == "not yet"
+    assert "cannot be used" in message and "(TypeError: " in message

@@ -57,11 +57,21 @@ def judge(exercise: Exercise, *answer: Any) -> tuple[str, str]:
     try:
         if not answer or any(_unfinished(part) for part in answer):
             raise NotStarted
+        wanted = len(inspect.signature(exercise.checker).parameters)
+        if len(answer) != wanted:
+            raise Wrong(
+                f"check got {len(answer)} answers; exercise {exercise.number} has {wanted}."
+            )
         return "right", exercise.checker(*answer)
     except NotStarted:
         return "not started", "replace each `...` with your own code and run the cell again."
     except Wrong as wrong:
         return "not yet", str(wrong)
+    except Exception as error:  # the answer ran, and the check could do nothing with its result
+        return "not yet", (
+            "what your answer returned cannot be used. Compare its kind and its shape with what "
+            f"the exercise asks for. ({type(error).__name__}: {_reason(error)})"
+        )
 
 
 def run(function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -76,12 +86,12 @@ def run(function: Callable, *args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
     except NotImplementedError:
         raise NotStarted from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if _touches_ellipsis(error):
             raise NotStarted from None
-        reason = str(error).strip().splitlines() or ["no message"]
+        where = _where(error, function)
         raise Wrong(
-            f"`{name}` stopped with {type(error).__name__}{_where(error, function)}: {reason[0]}"
+            f"`{name}` stopped with {type(error).__name__}{where}: {_reason(error)}"
         ) from None
     if _unfinished(result):
         raise NotStarted
@@ -182,15 +192,19 @@ def _unfinished(value: Any) -> bool:
     )
 
 
-def _touches_ellipsis(error: Exception) -> bool:
+def _touches_ellipsis(error: BaseException) -> bool:
     return "ellipsis" in str(error).lower()
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def _describe(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _where(error: Exception, function: Callable) -> str:
+def _where(error: BaseException, function: Callable) -> str:
     """Name the line of the reader's own code in which `error` arose, if it can be told."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code is not None]
