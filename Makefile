@@ -43,10 +43,12 @@ env: .venv/.installed ## make .venv and install the pinned packages
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-book: env ## build the HTML book into _build/html, warnings are errors
-	@test -f _build/html/searchindex.js || rm -rf _build/.doctrees _build/html # an interrupted build
-	$(BIN)/jupyter-book build -n -W --keep-going .
+# All pages are read anew after an interrupted build, and after a warning, so that it is said again.
+book: env ## build the HTML book into _build/html
+	@test -f _build/html/searchindex.js -a ! -f _build/warned || rm -rf _build/.doctrees _build/html
+	$(BIN)/jupyter-book build -n .
 	@echo && echo "The book is ready: open _build/html/index.html, or run make serve."
+	@test ! -f _build/warned || echo "Before you publish it, mend what the warnings above name."
 
 serve: book ## build the book and serve it on localhost
 	@echo "Serving the book on http://localhost:$(PORT); stop with Ctrl-C."

@@ -1,9 +1,10 @@
-"""The book leads to the repository it is built in: a fork to itself, a copy to the declared one."""
+"""What is decided while the book is built: where it leads, what is a link, what can be shown."""
 
 import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,85 @@ def test_a_mention_leads_to_what_is_numbered_and_a_wrong_one_is_passed_over():
     assert mention.astext() == "As Figure 2.1 and equation 2.3 show, unlike figure 2.9."
     extension.forget(app, app.env, "02")
     assert extension.numbers(app.env) == {}
+
+
+def output(kind, **what):
+    return nbformat.v4.new_output(kind, **what)
+
+
+def shown(**data):
+    return output(
+        "display_data", data={kind.replace("_", "/"): text for kind, text in data.items()}
+    )
+
+
+TINY_BOOK = """\
+format: jb-book
+root: book/index
+parts: [{caption: Chapters, chapters: [file: book/02_gates]}]
+"""
+# Cells that a reader may add to a chapter: code with what it has put out, and text.
+OWN_CODE = {
+    "import warnings; warnings.warn('look')": output("stream", name="stderr", text="UserWarning"),
+    "1 / 0": output("error", ename="ZeroDivisionError", evalue="no", traceback=["traceback"]),
+    "%time what???": shown(application_unknown="x"),
+    "": shown(image_png="bm90IGEgcGljdHVyZQ=="),
+    "drawing": shown(**{"image_svg+xml": '<svg xmlns="http://www.w3.org/2000/svg"/>'}),
+    "formula": shown(text_latex=r"$\frca{1}{2}$"),
+    "words": shown(text_markdown="# Heading\n\n[dead](gone.md)"),
+    "markup": shown(text_html="<unrolled-gates><script>bad(</script><div>"),
+}
+OWN_TEXT = [
+    "",
+    "See Figure 99.1 and equation 7.9, and Figure 2.1.",
+    "**Figure 2.1.** Mine.\n\n$$y \\tag{2.1}$$",
+    "# A title\n\n###### And at once a small one\n\n# 2. Gates",
+    r"$\frca{1}{2}$ for $5 or \(x\), $$\begin{x} 1$$ and one more $$",
+    "$$z$$ (label)\n\n$$z$$ (label)",
+    "[one](gone.md) [two](#gone) ![three](gone.png) ![four](attachment:gone.png) [^five]",
+    "{cite}`nobody` {what}`is` {doc}`gone`\n\n```{what}\n```\n\n:::{note}",
+    "(place)=\n## A\n\n(place)=\n## A\n\n| a |\n|---|---|\n<table><tr> & <",
+    "**Check yourself.** Why?",
+    '- **Check yourself.** Why?\n\n<details class="choice"><summary>a</summary>',
+]
+
+
+def test_whatever_cells_a_reader_adds_the_book_is_built(tmp_path):
+    """Warnings do not stop it, and the page shows what can be shown."""
+    for name in ["_config.yml", "pyproject.toml", "src", "book/static", "book/references.bib"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(BOOK.parent / name)
+    for name in ["_extensions", "_templates"]:
+        (tmp_path / "book" / name).symlink_to(BOOK / name)
+    (tmp_path / "_toc.yml").write_text(TINY_BOOK, encoding="utf-8")
+    (tmp_path / "book/index.md").write_text("# A book\n\nWords.\n", encoding="utf-8")
+    cell = nbformat.v4.new_markdown_cell
+    chapter = nbformat.v4.new_notebook(
+        cells=[
+            cell("# 2. Gates\n\n**Figure 2.1.** A gate.\n\n$$x \\tag{2.1}$$"),
+            *(nbformat.v4.new_code_cell(c, outputs=[put_out]) for c, put_out in OWN_CODE.items()),
+            *map(cell, OWN_TEXT),
+            nbformat.v4.new_raw_cell("<b>raw"),
+            cell("## The end\n\nIs reached, after `RNN`."),
+        ]
+    )
+    (tmp_path / "book/02_gates.ipynb").write_text(json.dumps(chapter), encoding="utf-8")
+
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", "-n", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "_build/warned").is_file()
+    page = (tmp_path / "_build/html/book/02_gates.html").read_text(encoding="utf-8")
+    for words in (
+        "UserWarning",
+        ">traceback<",
+        "See Figure 99.1 and",
+        r"\frca{1}{2}",
+        "Is reached",
+    ):
+        assert words in page, words
+    assert page.count('id="figure-2-1"') == page.count('id="equation-2-1"') == 1
+    assert '<a class="reference internal" href="#figure-2-1">Figure 2.1</a>' in page
 
 
 def test_only_the_rules_that_can_match_are_published():

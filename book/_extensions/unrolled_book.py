@@ -128,6 +128,18 @@ def write_root_page(app: Sphinx, exception: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 
+def remember_warnings(app: Sphinx, exception: Exception | None) -> None:
+    """Leave a note beside the pages while a warning is left.
+
+    A warning stops nobody from reading: it may be about a reader's own cells. The tests ask for the
+    note, and while it is there `make book` reads all pages anew, so that nothing goes unsaid.
+    """
+    note = Path(app.outdir).with_name("warned")
+    note.unlink(missing_ok=True)
+    if exception is not None or app._warncount:
+        note.write_text(f"{exception or app._warncount}\n", encoding="utf-8")
+
+
 def read_as_plain_text(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -207,8 +219,9 @@ class SelfChecks(SphinxTransform):
                     for place, (text, following) in enumerate(zip(texts, [*texts[1:], ""]), first)
                     if text.startswith("</details>") and not following.startswith(self.option)
                 ]
-                section.insert(ends[0] + 1, nodes.raw("", "</div>", format="html"))
-                section.insert(first, nodes.raw("", self.group, format="html"))
+                if ends and any(text.startswith(self.option) for text in texts):
+                    section.insert(ends[0] + 1, nodes.raw("", "</div>", format="html"))
+                    section.insert(first, nodes.raw("", self.group, format="html"))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -224,4 +237,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-updated", rewrite_when_all_pages_change)
     app.connect("autodoc-process-docstring", read_as_plain_text, priority=400)  # before napoleon
     app.connect("build-finished", write_root_page, priority=400)
+    app.connect("build-finished", remember_warnings, priority=999)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """Equations typeset while the book is built: KaTeX runs here, and no reader's machine has to.
 
 Each one becomes HTML for the eye and MathML for screen readers. An equation that KaTeX cannot read
-is a warning that names its place, and so stops the build.
+is a warning that names its place, and the page shows its TeX.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@ r"""Links from "Figure 2.1" and "equation 2.3" in the text to the figure and the
 
 A chapter numbers them by itself, so that they read the same in Jupyter and in Colab: a caption
 begins with **Figure 2.1.**, and a displayed equation ends with \tag{2.3}. A mention of a number
-that does not exist, and a number given twice, are warnings.
+that does not exist stays plain text, and of a number given twice the first place counts; both are
+warnings.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def collect(app: Sphinx, doctree: nodes.document) -> None:
     known = numbers(app.env)
     for anchor, node in numbered(doctree):
         if anchor in known:
-            logger.warning("%s is there twice, here and in %s", anchor, known[anchor])
+            logger.warning(
+                "%s is there twice, here and in %s", anchor, known[anchor], location=node
+            )
+            continue
         known[anchor] = app.env.docname
         node["ids"].append(anchor)
 

@@ -118,15 +118,22 @@ def sized(app: Sphinx, img: re.Match[str], number: int) -> str:
     for original, name in app.builder.images.items():
         if name == source.name:
             source = Path(app.srcdir) / original
-    width, height = picture_size(source)
+    size = picture_size(source)
+    if size is None:
+        return img[0]
+    width, height = size
     lazy = ' loading="lazy"' if number else ""
     return f'<img width="{width}" height="{height}" decoding="async"{lazy} {img[0][5:]}'
 
 
 @cache
-def picture_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height, or None for what has none in pixels, as an SVG, or is no picture."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, Image.DecompressionBombError):
+        return None
 
 
 def finish(app: Sphinx, exception: Exception | None) -> None:

@@ -214,6 +214,10 @@ def test_every_page_of_the_contents_is_built_and_no_other():
     assert set(PAGES) == pages | {"search.html"}
 
 
+def test_the_book_was_built_without_a_warning():
+    assert not BOOK.with_name("warned").exists(), "make book says what is to be mended"
+
+
 @pytest.mark.parametrize("name", ["book/index.html"])
 def test_home_leads_to_every_chapter(visit, book_server, name):
     links = {urldefrag(link).url for link in visit(name, "light").links}
