@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -28,6 +31,9 @@ SEQUENCE = ("#0072B2", "#C44E00", "#007958", "#B0578D", "#B37A00", "#5B3A99")
 def use_style() -> None:
     """Set the book's figure style: readable at phone width, light background, no clutter.
 
+    Each chapter calls it at its top. Where the chapter does not run on a CPU, as the book did, this
+    is also where it says so, and what that changes.
+
     Example:
       >>> import matplotlib
       >>> use_style()
@@ -53,6 +59,27 @@ def use_style() -> None:
             "savefig.dpi": 110,
             "svg.hashsalt": "unrolled",
         }
+    )
+    if jax.default_backend() != "cpu":
+        print(what_was_found(jax.devices()))
+
+
+def what_was_found(devices: Sequence[jax.Device]) -> str:
+    """Return a sentence on what the chapter runs on, and what differs from the printed book.
+
+    Example:
+      >>> what_was_found(jax.devices("cpu")).startswith("This runs on")
+      True
+    """
+    rounding = {
+        "gpu": "newer ones multiply matrices in TF32, 10 bits of each number",
+        "tpu": "they multiply matrices in bfloat16, 7 bits of each number",
+    }.get(devices[0].platform, "they may multiply matrices with fewer bits")
+    return (
+        f"This runs on {len(devices)} x {devices[0].device_kind}; the book was made on a CPU. "
+        f"Here times differ, and so do last digits: {rounding}, unless asked for all of them. The "
+        "book's comparisons ask; in code of your own, write `with "
+        'jax.default_matmul_precision("highest"):`.'
     )
 
 
