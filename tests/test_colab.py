@@ -23,6 +23,8 @@ CHAPTERS = sorted((notebooks.ROOT / "book").glob("*.ipynb" if VERSIONS else "02_
 UV = str(Path(sys.executable).with_name("uv"))  # installs many times faster than pip
 ON_COLAB = ["jax", "flax", "optax", "matplotlib", "ipywidgets"]
 NEEDS_A_NEWER_JAX = "11_speed"  # and says so in its second cell
+MOST_MEMORY = 2e9  # bytes: what a free machine is sure to have
+ON_A_MAC = sys.platform == "darwin"  # there the system counts memory in bytes, not in kB
 RUNNERS = ["ipykernel>=6.29", "nbclient>=0.10"]
 
 
@@ -117,12 +119,15 @@ def test_a_chapter_runs_in_an_empty_folder_and_leaves_jax_alone(machine, wheel, 
         f"book = nbformat.read({chapter.name!r}, as_version=4)\n"
         "nbclient.NotebookClient(book, timeout=120, kernel_name='python3').execute()\n"
         f"nbformat.write(book, {chapter.name!r})\n"
+        "import resource\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"  # the kernel's, mostly
     )
     if VERSIONS == "lowest" and chapter.stem == NEEDS_A_NEWER_JAX:
         done = machine.try_to_run("-c", execute, cwd=tmp_path)
         assert done.returncode != 0 and "This chapter needs JAX 0.10" in done.stderr
         return
-    machine.run("-c", execute, cwd=tmp_path)
+    highest = int(machine.run("-c", execute, cwd=tmp_path)) * (1 if ON_A_MAC else 1024)
+    assert highest < MOST_MEMORY, f"{chapter.stem} takes {highest / 1e9:.1f} GB of memory, not 2"
 
     after = machine.packages()
     assert after.pop("unrolled")
