@@ -40,7 +40,11 @@ def fork(module, arguments: list[str], output: Path) -> int:
 
 
 def run(module, folder: Path, kills: int = 0, processes: int = 1) -> dict:
-    """Train in `folder`; kill it so many times first, at random moments after a checkpoint."""
+    """Train in `folder`; kill it so many times first, at random moments.
+
+    The last kill comes soon after a checkpoint, earlier ones at any time: most often before the
+    first checkpoint, while the program is still being compiled.
+    """
     moments, output = [], folder.with_suffix(".txt")
     for left in range(kills, -1, -1):
         before, arguments = latest(folder), ["--checkpoints", str(folder)]
@@ -51,9 +55,9 @@ def run(module, folder: Path, kills: int = 0, processes: int = 1) -> dict:
             for index in range(processes)
         ]
         if left:
-            while latest(folder) == before and is_running(children[0]):
+            while left == 1 and latest(folder) == before and is_running(children[0]):
                 time.sleep(0.002)
-            moments.append(random.uniform(0, 0.2))
+            moments.append(random.uniform(0, 0.2 if left == 1 else 2))
             time.sleep(moments[-1])
             for child in children:
                 os.kill(child, signal.SIGKILL)
@@ -122,7 +126,7 @@ def test_every_step_is_done_once(results, name):
 
 def test_a_killed_training_ends_with_the_same_bits(results):
     calm, killed = results["calm"], results["killed"]
-    assert len(killed["moments"]) == 2 and killed["text"].count("Going on from step") == 2
+    assert len(killed["moments"]) == 2 and killed["text"].count("Going on from step") in (1, 2)
     assert killed["final loss"] == calm["final loss"], killed["moments"]
     assert killed["fingerprint"] == calm["fingerprint"], killed["moments"]
 

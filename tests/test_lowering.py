@@ -8,7 +8,16 @@ import pytest
 from flax import nnx
 from jax import export
 
-from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
+from unrolled import gru, sequences
+from unrolled.cells import (
+    GRUCell,
+    LearnedCarry,
+    LSTMCell,
+    OptimizedLSTMCell,
+    SimpleCell,
+    modified_orthogonal,
+)
+from unrolled.lab import finite
 from unrolled.layers import RNN, Bidirectional, StackedRNN
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -38,4 +47,37 @@ def test_lowering(name, dtype):
     exported = export.export(jax.jit(jax.value_and_grad(loss)), platforms=PLATFORMS)(
         params, jnp.ones((2, 5, 3), dtype), jnp.array([5, 2])
     )
+    assert exported.platforms == PLATFORMS
+
+
+PARAMS = gru.initialize_gru_params(jax.random.key(0), input_dim=3, hidden_dim=4)
+RAGGED = jnp.ones((2, 5, 3)), jnp.array([5, 2])
+FUNCTIONS = {
+    "gru": (
+        jax.value_and_grad(lambda params, x: gru.gru_sequence(params, jnp.zeros(4), x)[1].sum()),
+        (PARAMS, jnp.ones((5, 3))),
+    ),
+    "initial weights": (
+        lambda key: (
+            gru.initialize_gru_params(key, input_dim=3, hidden_dim=4),
+            modified_orthogonal(key, (4, 4)),
+        ),
+        (jax.random.key(0),),
+    ),
+    "sequences": (
+        lambda x, lengths: (
+            sequences.flip_sequences(x, lengths, 1, time_major=False),
+            sequences.mask_padding(x, sequences.sequence_mask(lengths, 5)),
+            sequences.last_valid_step(x, lengths),
+        ),
+        RAGGED,
+    ),
+    "finite": (lambda params: finite.count_nonfinite(params=params), (PARAMS,)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lowering_of_functions(name):
+    function, arguments = FUNCTIONS[name]
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
     assert exported.platforms == PLATFORMS
