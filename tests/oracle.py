@@ -67,8 +67,9 @@ def run(
 
     `inputs` is (*batch, time, features), or time first; `carry` a tuple of (*batch, hidden).
     """
-    step, w = STEPS[type(cell).__name__], weights(cell)
-    parts = 2 if "LSTM" in type(cell).__name__ else 1
+    names = (kind.__name__ for kind in type(cell).__mro__)
+    step, w = STEPS[next(name for name in names if name in STEPS)], weights(cell)
+    parts = 2 if step is lstm_step else 1
     x = np.asarray(inputs, np.float64)
     if time_major:
         x = np.moveaxis(x, 0, -2)
