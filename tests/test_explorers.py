@@ -8,6 +8,7 @@ import html
 import json
 import re
 from functools import cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tools import notebooks
 from unrolled import (
     RNN,
     Bidirectional,
@@ -101,6 +103,31 @@ def test_every_control_has_a_start(explorer):
     start = json.loads(html.unescape(re.search(r'data-start="(.*?)"', page)[1]))
     assert start == MAKE[explorer]().start
     assert all(isinstance(value, int | float) for value in start.values())
+
+
+@pytest.mark.parametrize("explorer", EXPLORERS)
+def test_an_explorer_explains_itself_in_one_sentence(explorer):
+    code = _base.files("unrolled.lab.explorers") / f"{explorer.name}.js"
+    (intro,) = re.findall('static intro = "(.*)";', code.read_text(encoding="utf-8"))
+    assert re.fullmatch(r"[A-Z][^.?!]{40,}[.?!]", intro)
+
+
+@cache
+def beside():
+    """The text next to each explorer, by its name: in a chapter the cell below it."""
+    page = (notebooks.ROOT / "book/index.md").read_text(encoding="utf-8")
+    found = {"pulse": page.partition("{explorer} PulseExplorer\n```\n")[2]}
+    for path in notebooks.ROOT.glob("book/[0-9]*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell, following in pairwise(cells):
+            for name in re.findall(r"<unrolled-(\w+) ", str(cell.get("outputs"))):
+                found[name] = "".join(following["source"])
+    return found
+
+
+@pytest.mark.parametrize("explorer", EXPLORERS)
+def test_the_text_beside_an_explorer_proposes_an_experiment(explorer):
+    assert re.search(r"\b([Ss]et|[Mm]ove|[Pp]ull) (it|the|\*|\$)", beside()[explorer.name])
 
 
 def test_an_explorer_has_the_colours_of_the_figures():

@@ -21,6 +21,7 @@ from unrolled.lab.language import CHARACTERS, encode
 pytestmark = pytest.mark.browser
 
 CHAPTERS = {
+    "pulse": "/book/index.html",
     "gradient": "/book/01_memory.html",
     "gates": "/book/02_gates.html",
     "scan": "/book/03_scan.html",
@@ -29,7 +30,7 @@ CHAPTERS = {
     "draw": "/book/10_bidirectional.html",
     "language": "/book/14_language.html",
 }
-"""Where each explorer is, by the name in its tag; that of the home page is tried by itself."""
+"""Where each explorer is, by the name in its tag."""
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +274,8 @@ def test_each_fits_a_phone_in_light_and_dark_without_motion(opened, name):
 
 
 @pytest.fixture
-def pulse(page: Page) -> Locator:
-    page.goto("/book/index.html")
-    return page.locator("unrolled-pulse")
+def pulse(opened) -> Locator:
+    return opened("pulse")
 
 
 def pulse_by_python(state: dict[str, float]) -> np.ndarray:
@@ -295,24 +295,27 @@ def expect_pulse(pulse: Locator) -> dict[str, float]:
     return state
 
 
-def test_the_home_page_is_alive_on_its_first_screen(pulse, page):
-    assert pulse.bounding_box()["y"] < 600
+def test_the_home_page_is_alive_on_its_first_screen(pulse):
+    assert pulse.evaluate("e => e.getBoundingClientRect().top + scrollY") < 600
     assert expect_pulse(pulse)["x_2"] == 1
-    pulse.get_by_label("5").check()
-    pulse.get_by_label("2").uncheck()
+    pulse.get_by_label("5").click()
+    pulse.get_by_label("2").tap()
     state = expect_pulse(pulse)
     assert (state["x_2"], state["x_5"]) == (0, 1)
     expect(pulse.locator("[aria-live=polite]")).to_contain_text("Input at step 5.")
 
 
-def test_the_home_pages_figure_obeys_the_keyboard_and_resets(pulse, page):
+def test_the_home_pages_figure_by_the_keyboard_alone(pulse):
+    keyboard = pulse.page.keyboard
     pulse.get_by_label("1", exact=True).focus()
-    page.keyboard.press("Space")
+    keyboard.press("Space")
     assert expect_pulse(pulse)["x_1"] == 1
-    pulse.get_by_label("Update gate").focus()
-    page.keyboard.press("End")
+    for _ in range(8):
+        keyboard.press("Tab")
+    keyboard.press("End")
     assert expect_pulse(pulse)["bz"] == 2
-    pulse.get_by_role("button", name="Reset").click()
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # "Reset"
     state = expect_pulse(pulse)
     assert (state["x_1"], state["bz"]) == (0, -3)
     assert not pulse.get_by_label("1", exact=True).is_checked()
@@ -832,3 +835,27 @@ def test_the_reader_chooses_characters_with_mouse_finger_and_keyboard(language, 
     language.page.keyboard.press("Enter")  # one character
     _, values = expect_language(language, language_by_python)
     assert len(values["text"]) == 7
+
+
+def test_a_text_by_the_keyboard_alone(language, language_by_python):
+    keyboard = language.page.keyboard
+    language.page.emulate_media(reduced_motion="no-preference")
+    language.get_by_label("Temperature").focus()
+    keyboard.press("Home")
+    keyboard.press("ArrowRight")
+    keyboard.press("Tab")
+    keyboard.press("ArrowDown")
+    state, values = expect_language(language, language_by_python)
+    assert state == {"temperature": 0.05, "unit": 1}
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # "Write", which becomes "Stop"
+    language.get_by_role("button", name="Stop").wait_for()
+    keyboard.press("Enter")
+    language.get_by_role("button", name="Write").wait_for()
+    _, written = expect_language(language, language_by_python)
+    assert written["text"].startswith(values["text"]) and len(written["text"]) < 311
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    keyboard.press("Enter")  # "Reset"
+    assert expect_language(language, language_by_python)[0]["unit"] == 0

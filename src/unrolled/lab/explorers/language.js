@@ -29,7 +29,7 @@ const gruStep = ({ W, b, U, b_hn }, h, x) => {
 
 class Language extends Explorer {
   static title = "A trained network writes";
-  static intro = "Press “Write”, or press a bar to choose the next character yourself. Change the text and the network goes on from yours.";
+  static intro = "Press “Write”, press a bar to choose the next character yourself, or change the text: the network goes on from what stands there.";
   static height = 196;
   static pad = pad(0, 20, 340, 176, "tap");
   static controls = [
