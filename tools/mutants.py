@@ -8,20 +8,12 @@ means that a mutant survived, or that the notebooks are red without any bug.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 600  # seconds that the chapters may take against one mutant
+from tools.judge import ROOT, changed_source, first_red_cell, without_a_bug
 
 
 @dataclass(frozen=True)
@@ -196,7 +188,7 @@ def main() -> int:
 
     chapters = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
     with ThreadPoolExecutor(options.workers) as pool:
-        healthy = dict(zip(chapters, pool.map(run_without_a_bug, chapters)))
+        healthy = dict(zip(chapters, pool.map(without_a_bug, chapters)))
     if any(red for red, _ in healthy.values()):
         return 1
     quickest_first = sorted(chapters, key=lambda chapter: healthy[chapter][1])
@@ -216,68 +208,16 @@ def main() -> int:
     return 1 if survivors else 0
 
 
-def run_without_a_bug(chapter: Path) -> tuple[str, float]:
-    """Return the first red cell of a chapter, if any, and the seconds it took."""
-    start = time.perf_counter()
-    red = first_red_cell(ROOT / "src", chapter)
-    seconds = time.perf_counter() - start
-    print(f"without a bug: {chapter.name} {red or 'green'}, {seconds:.0f} s", flush=True)
-    return red, seconds
-
-
 def caught_by(mutant: Mutant, chapters: list[Path]) -> str:
     """Return the first cell that turned red against `mutant`, or an empty string."""
-    with mutated_source(mutant) as source:
-        for chapter in chapters:
-            red = first_red_cell(source, chapter)
-            if red:
-                return red
-    return ""
-
-
-@contextmanager
-def mutated_source(mutant: Mutant) -> Iterator[Path]:
-    """Yield a copy of `src` with one bug in it."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "src"
-        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
-        file = source / "unrolled" / mutant.file
-        text = file.read_text(encoding="utf-8")
-        if text.count(mutant.old) != 1:
-            raise SystemExit(
-                f"{mutant.name}: {mutant.old!r} stands {text.count(mutant.old)} times in "
-                f"{mutant.file}; a mutant needs exactly one place."
-            )
-        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-        yield source
-
-
-def first_red_cell(source: Path, chapter: Path) -> str:
-    """Run nbval on `chapter` with the package from `source`; return what failed first, if any."""
-    command = [
-        *(sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"),
-        *("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "120"),
-        *("--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"), str(chapter)),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    try:
-        run = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    text = (ROOT / "src" / "unrolled" / mutant.file).read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise SystemExit(
+            f"{mutant.name}: {mutant.old!r} stands {text.count(mutant.old)} times in "
+            f"{mutant.file}; a mutant needs exactly one place."
         )
-    except subprocess.TimeoutExpired:
-        return f"{chapter.name}: no end after {TIMEOUT} s"
-    if run.returncode == 0:
-        return ""
-    failed = list(_failed_cells(run.stdout))
-    if not failed:
-        raise SystemExit(f"nbval itself failed on {chapter.name}:\n{run.stdout}\n{run.stderr}")
-    return failed[0]
-
-
-def _failed_cells(output: str) -> Iterator[str]:
-    for line in output.splitlines():
-        if line.startswith(("FAILED", "ERROR")):
-            yield line.split(" ", 1)[1].split(" - ")[0].removeprefix("book/")
+    with changed_source(mutant.file, text.replace(mutant.old, mutant.new)) as source:
+        return next(filter(None, (first_red_cell(source, chapter) for chapter in chapters)), "")
 
 
 if __name__ == "__main__":
