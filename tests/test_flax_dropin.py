@@ -17,7 +17,7 @@ import unrolled
 from unrolled.sequences import mask_padding, sequence_mask
 
 CELLS = ["SimpleCell", "GRUCell", "LSTMCell", "OptimizedLSTMCell"]
-CLASSES = [*CELLS, "RNN", "Bidirectional", "RNNCellBase"]
+CLASSES = [*CELLS, "RNN", "Bidirectional", "RNNBase", "RNNCellBase"]
 EXTRAS = {"GRUCell": {"reset_after": True}, "LSTMCell": {"forget_bias": 0.0}}
 EXTRAS["OptimizedLSTMCell"] = EXTRAS["LSTMCell"]
 
@@ -38,11 +38,15 @@ def same_default(ours, flax, name):
     return False
 
 
+def positional(parameters):
+    return [name for name, p in parameters.items() if p.kind != inspect.Parameter.KEYWORD_ONLY]
+
+
 METHODS = [
     (name, method)
     for name in CLASSES
     for method in ("__init__", "__call__", "initialize_carry")
-    if hasattr(of_flax(name), method) and (name, method) != ("RNNCellBase", "__init__")
+    if hasattr(of_flax(name), method) and not (name.endswith("Base") and method == "__init__")
 ]
 
 
@@ -51,8 +55,9 @@ def test_signatures_are_those_of_flax(name, method):
     ours = inspect.signature(getattr(getattr(unrolled, name), method)).parameters
     flax = inspect.signature(getattr(of_flax(name), method)).parameters
     shared = [p for p in ours if p not in EXTRAS.get(name, {})]
-    if name == "Bidirectional" or name == "RNN":  # Flax orders the keyword-only ones either way
+    if name in ("RNN", "Bidirectional"):  # Flax orders the keyword-only ones either way
         assert set(shared) == set(flax)
+        assert positional(ours) == positional(flax) != []
     else:
         assert shared == list(flax)
     for parameter in flax.values():
@@ -101,6 +106,20 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(name, x64):
             for path, value in flax.items():
                 assert ours[path].dtype == value.dtype
                 np.testing.assert_array_equal(ours[path][...], value[...], err_msg=str(path))
+
+
+@pytest.mark.filterwarnings("ignore:keep_rngs argument is deprecated")
+@pytest.mark.parametrize("name", CELLS)
+def test_random_streams_that_are_kept_have_the_paths_and_keys_of_flax(name):
+    ours, flax = map(flat, both(name, 3, 4, keep_rngs=True))
+    kept = {path for path in flax if path[0] == "rngs"}
+    assert kept and set(ours) - set(flax) <= {("b_hn",)} and set(flax) <= set(ours)
+    for path in kept:
+        key, expected = ours[path][...], flax[path][...]
+        assert type(ours[path]) is type(flax[path]) and key.dtype == expected.dtype
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key, expected = jax.random.key_data(key), jax.random.key_data(expected)
+        np.testing.assert_array_equal(key, expected)
 
 
 @pytest.mark.parametrize("name", CELLS)
