@@ -23,7 +23,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve pdf zip test test-unit test-notebooks test-browser \
+.PHONY: help env book serve pdf zip chromium test test-unit test-notebooks test-browser \
 	test-versions fuzz robustness notebooks mutants mutation colab bench bench-pages format lint lock repository \
 	dist sbom audit release clean
 
@@ -54,14 +54,14 @@ serve: book ## build the book and serve it on localhost
 	@echo "Serving the book on http://localhost:$(PORT); stop with Ctrl-C."
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-pdf: book ## print the whole book as _build/unrolled.pdf, and check its links; some minutes
-	@$(BIN)/python tools/chromium.py
+pdf: chromium book ## print the whole book as _build/unrolled.pdf, and check its links; some minutes
 	$(BIN)/python tools/pdf.py
 
 zip: book ## pack the built book as _build/unrolled.zip, to read without a network
 	$(BIN)/python tools/pack.py
 
-test: lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
+# What is missing is said at once, not after ten minutes of tests.
+test: chromium lint test-unit test-notebooks test-browser ## run everything: style, unit, notebook and browser tests
 
 test-unit: env ## the package, its parity with Flax and Keras, the exercises, the stored notebooks
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/browser
@@ -70,8 +70,10 @@ test-notebooks: env ## execute every notebook and compare every output with what
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 book
 
-test-browser: book ## the built book in a real Chromium
+chromium: env ## find the Chromium that the browser tests use, or say how to get one
 	@$(BIN)/python tools/chromium.py
+
+test-browser: chromium book ## the built book in a real Chromium
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/browser
 
 notebooks: env ## execute the notebooks and store them in canonical form (ONLY=book/02_gates.ipynb)

@@ -1,6 +1,6 @@
 """Find the Chromium or Chrome that the browser tests use, or say how to get one.
 
-`make test-browser` runs this before the tests. Without a browser it fails: a check that was skipped
+`make test` runs this before anything else. Without a browser it fails: a check that was skipped
 proves nothing. Only where CI=true does it install one by itself.
 """
 
