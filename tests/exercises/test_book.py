@@ -23,13 +23,24 @@ def outputs_by_exercise(path) -> dict[str, str]:
     return printed
 
 
+def task(path, number: str) -> str:
+    """Return the text under an exercise's heading."""
+    text = "\n".join(cell.source for cell in notebooks.read(path).cells)
+    return text.split(f"### Exercise {number} ")[1].partition("\n")[2].strip()
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_sets_its_exercises_and_its_solutions_are_right(path):
     chapter = str(int(path.stem[:2]))
     registered = {number for number in EXERCISES if number.split(".")[0] == chapter}
     starters = outputs_by_exercise(path)
     solutions = outputs_by_exercise(path.parent / "solutions" / path.name)
-    assert 2 <= len(registered) <= 5
+    capstones = [number for number in registered if task(path, number).startswith("The capstone ")]
+    assert 2 <= len(registered) - len(capstones) <= 4
+    assert len(capstones) == (int(chapter) >= 9), "chapters 9 to 14 end with a capstone each"
+    for number in capstones:
+        assert EXERCISES[number].difficulty == "open"
+        assert number == max(registered), "a capstone comes last"
     assert set(starters) == set(solutions) == registered
     for number in registered:
         assert starters[number].startswith(f"Exercise {number}, not started: ")
