@@ -22,6 +22,7 @@ from sphinx.writers.html5 import HTML5Translator
 KATEX = Path(__file__).resolve().parents[1] / "static/vendor/katex/katex.min.js"
 TYPESET = """(tex, displayMode) => JSON.stringify(
     katex.renderToString(tex, {displayMode, throwOnError: true, strict: 'error'}))"""
+TAG = re.compile(r"\\tag\{(.*?)\}")
 PUNCTUATION = re.compile(r"[,.;:!?)\]’”]+")
 HEIGHT = re.compile(r'class="katex-strut" style="height:([\d.]+)em')
 # KaTeX writes these, the last beside an equation's number; none is valid.
@@ -72,7 +73,10 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     equation = _typeset(node, tex, True)
     height = max(map(float, HEIGHT.findall(equation)), default=1)  # book.css tells what it is for
     style = f"--em: {height:.2f}"
-    self.body.append(self.starttag(node, "div", CLASS="math", TABINDEX="0", STYLE=style))
+    number = TAG.search(tex)
+    label = f"Equation {number[1]}" if number else "Equation"
+    stop = {"TABINDEX": "0", "ROLE": "group", "ARIA-LABEL": label}
+    self.body.append(self.starttag(node, "div", CLASS="math", STYLE=style, **stop))
     self.body.append(equation)
     if node["number"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')

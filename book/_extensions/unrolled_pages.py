@@ -44,6 +44,7 @@ CODE = re.compile(
     r"(?:<span></span>)?(?P<code>.*?)</pre>",
     re.DOTALL,
 )
+HIGHLIGHTED = re.compile(r'<div class="([^"]*highlight-[^"]*)"><div class="highlight"><pre>')
 PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 NOT_SEEN = re.compile(r'<span class="katex-mathml">.*?</math></span>|<[^>]*>', re.DOTALL)
 # An explorer with more numbers than the rest of its page has text, and the script behind it.
@@ -69,6 +70,7 @@ def page_context(
         numbers = count()
         body = PARAGRAPH.sub(sized_text, CODE.sub(lighter, context["body"]))
         body = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
+        body = HIGHLIGHTED.sub(named, body)
         context["body"] = HEAVY_EXPLORER.sub(partial(later, app, page), body)
 
 
@@ -78,6 +80,12 @@ def lighter(block: re.Match[str]) -> str:
     lines = html.unescape(re.sub("<[^>]*>", "", code)).splitlines()
     size = f"--lines: {len(lines)}; --columns: {max(map(len, lines), default=0)}"
     return f'{block["start"]}<code class="later" style="{size}">{code}</code></pre>'
+
+
+def named(block: re.Match[str]) -> str:
+    """Return the start of a block of code with a name: the keyboard stops there where it is wide."""
+    name = "Output" if "output" in block[1].split() else "Code"
+    return f'{block[0][:-1]} role="group" aria-label="{name}">'
 
 
 def sized_text(paragraph: re.Match[str]) -> str:

@@ -123,6 +123,49 @@ RAW_MATH = r"""() => {
 }"""
 
 
+# Where the Tab key stops, also inside of explorers.
+STOPS = """() => {
+  const roots = [document, ...[...document.querySelectorAll('*')].map(e => e.shadowRoot)];
+  const able = 'a[href], button, input, select, textarea, summary, [tabindex]';
+  return roots.filter(root => root).flatMap(root => [...root.querySelectorAll(able)])
+    .filter(e => !e.disabled && e.checkVisibility({ visibilityProperty: true }));
+}"""
+
+# What the keyboard cannot use: one stop of each look is given the focus, which must be seen, and
+# what scrolls sideways is a stop that has a name.
+KEYBOARD = f"""() => {{
+  const found = [], looks = new Set();
+  const told = e => `<${{e.tagName.toLowerCase()}} class="${{e.getAttribute('class') ?? ''}}"> ` +
+                    (e.ariaLabel || e.title || e.textContent).trim().slice(0, 40);
+  const still = document.head.appendChild(document.createElement('style'));
+  still.textContent = '* {{ transition: none !important }}';
+  const ring = e => {{
+    const s = getComputedStyle(e);
+    return s.outlineStyle === 'none' || parseFloat(s.outlineWidth) < 2 ? s.boxShadow : 'outline';
+  }};
+  for (const e of ({STOPS})()) {{
+    if (e.tabIndex > 0 || (e.tabIndex < 0 && !e.hasAttribute('role') && e.tagName !== 'DIV'))
+      found.push(`tabindex ${{e.tabIndex}}: ${{told(e)}}`);
+    const place = e.closest('.bd-header-article, [class*=bd-sidebar], article');
+    const look = [e.tagName, e.className, e.type, place?.className, e.getRootNode().host].join();
+    if (e.tabIndex < 0 || looks.has(look)) continue;
+    looks.add(look);
+    const drawn = e.matches('.bd-sidebar-primary summary') ? e.firstElementChild : e;
+    const before = ring(drawn);
+    e.focus({{ preventScroll: true }});
+    if (e.getRootNode().activeElement !== e) found.push('takes no focus: ' + told(e));
+    else if (ring(drawn) === before) found.push('its focus is not seen: ' + told(e));
+    e.blur();
+  }}
+  for (const e of document.querySelectorAll('.bd-article *'))
+    if (e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX) &&
+        (!e.hasAttribute('tabindex') || !(e.ariaLabel || e.querySelector('caption, th'))))
+      found.push('scrolls, has no tabindex or no name: ' + told(e));
+  still.remove();
+  return found;
+}}"""
+
+
 @dataclass
 class Visit:
     """What one look at a page found."""
@@ -133,6 +176,7 @@ class Visit:
     links: list[str] = field(default_factory=list)
     pictures: list[dict] = field(default_factory=list)
     raw_math: list[str] = field(default_factory=list)
+    keyboard: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +206,7 @@ def visit(browser: Browser, book_server: str) -> Iterator[Callable[[str, str], V
             found.links = page.evaluate(LINKS)
             found.pictures = page.evaluate(PICTURES)
             found.raw_math = page.evaluate(RAW_MATH)
+            found.keyboard = page.evaluate(KEYBOARD)
             if theme == "dark":
                 for other in ("light", "dark"):
                     page.emulate_media(color_scheme=other)
@@ -256,6 +301,28 @@ def test_axe_finds_nothing(visit, name, theme):
 def test_fits_a_phone(visit, name, theme):
     too_wide = visit(name, theme).too_wide
     assert not too_wide, "wider than 390 px:\n" + "\n".join(too_wide)
+
+
+@each_page
+@each_theme
+def test_the_keyboard_is_enough(visit, name, theme):
+    problems = visit(name, theme).keyboard
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    "name", ["book/index.html", "book/03_scan.html", "book/api/layers.html", "search.html"]
+)
+def test_the_tab_key_goes_through_the_whole_page(page, name):
+    page.goto(f"/{name}")
+    settle(page)
+    page.evaluate(f"""() => {{
+      window.left = new Set(({STOPS})().filter(e => e.tabIndex === 0));
+      for (const e of window.left) e.addEventListener('focus', () => window.left.delete(e));
+    }}""")
+    for _ in range(page.evaluate("left.size") + 1):
+        page.keyboard.press("Tab")
+    assert page.evaluate("[...left].map(e => e.outerHTML.slice(0, 200))") == []
 
 
 @each_page
