@@ -105,18 +105,17 @@ def test_lines_move_with_the_text_and_new_ones_count():
 
 def test_a_verdict_is_found_again_until_its_notebook_changes(tmp_path):
     what = {"file": "a.py", "function": "f"}
-    log = survey.Log(tmp_path / "log", {"x.ipynb": "1", "y.ipynb": "1"})
-    log.add("red", "y.ipynb::Cell 3", ["x.ipynb", "y.ipynb"], **what)
-    log.add("green", "", ["x.ipynb", "y.ipynb"], **what)
-    for digests, red, green in [
-        ({"x.ipynb": "1", "y.ipynb": "1"}, "y.ipynb::Cell 3", ""),
-        ({"x.ipynb": "2", "y.ipynb": "1"}, "y.ipynb::Cell 3", None),
-        ({"x.ipynb": "1", "y.ipynb": "2"}, None, None),
-    ]:
-        again = survey.Log(tmp_path / "log", digests)
-        assert again.find("red", ["x.ipynb"]) == red
-        assert again.find("green", ["x.ipynb", "y.ipynb"]) == green
-    assert again.find("unknown", []) is None
+    book = {"x.ipynb": "1", "y.ipynb": "1"}
+
+    def log(**changed):
+        return survey.Log(tmp_path / "log", lambda name, red: {**book, **changed}[name] + red)
+
+    log().add("noticed", "y.ipynb::Cell 3", ["x.ipynb"], **what)
+    log().add("survived", "", ["x.ipynb", "y.ipynb"], **what)
+    assert log().red("noticed") == log(**{"x.ipynb": "2"}).red("noticed") == "y.ipynb::Cell 3"
+    assert log(**{"y.ipynb": "2"}).red("noticed") == log().red("survived") == log().red("new") == ""
+    assert log(**{"y.ipynb": "2"}).green("survived") == log().green("noticed") == ["x.ipynb"]
+    assert log().green("survived") == ["x.ipynb", "y.ipynb"] and log().green("new") == []
 
 
 def test_every_explained_survivor_exists():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -92,15 +93,19 @@ def _is_rewriting(mutant: Mutant, source: str) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # `"" is not 0`, in a mutant
         try:
-            return _meaning(mutant.part(mutant.apply(source))) == _meaning(mutant.part(source))
+            changed = compile(mutant.part(mutant.apply(source)), "", "exec")
+            return _meaning(changed) == _meaning_of(mutant.part(source))
         except SyntaxError:
             return True  # no program, so no bug
 
 
-def _meaning(code: CodeType | str) -> tuple:
+@functools.lru_cache
+def _meaning_of(text: str) -> tuple:
+    return _meaning(compile(text, "", "exec"))
+
+
+def _meaning(code: CodeType) -> tuple:
     """What a piece of code does, without where it stands."""
-    if isinstance(code, str):
-        code = compile(code, "", "exec")
     constants = tuple(
         _meaning(value) if isinstance(value, CodeType) else (type(value), repr(value))
         for value in code.co_consts

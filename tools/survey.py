@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import collections
 import difflib
+import functools
 import hashlib
 import json
 import random
+import re
 import shutil
 import sys
 import threading
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +54,9 @@ def sample(bugs: list[Bug], size: int, seed: int) -> list[Bug]:
         return ordered
     step = len(ordered) / size
     first = random.Random(seed).random() * step
-    return [ordered[int(first + index * step)] for index in range(size)]
+    chosen = [ordered[int(first + index * step)] for index in range(size)]
+    random.Random(seed).shuffle(chosen)  # so that the first half is a sample too
+    return chosen
 
 
 # What is known of survivors
@@ -98,9 +102,12 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def digest_of_notebook(path: Path) -> str:
-    """Of what nbval runs and compares: a change of the prose changes no verdict."""
+@functools.cache
+def digest_of_notebook(path: Path, red: str = "") -> str:
+    """Of what nbval runs and compares, up to the cell that turned red: prose changes no verdict."""
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    last = re.search(r"::Cell (\d+)$", red)
+    cells = cells[: int(last[1]) + 1] if last else cells
     return digest(*(json.dumps([c.source, c.outputs, c.metadata.get("tags")]) for c in cells))
 
 
@@ -167,35 +174,44 @@ def carried(lines: set[int], old: str, new: str) -> set[int]:
 
 
 class Log:
-    """Every verdict so far, one a line, found again by the mutated file and the notebooks."""
+    """Every verdict so far, one a line, found again by the mutated file and the notebooks.
 
-    def __init__(self, path: Path, digests: dict[str, str]):
-        self.path, self.digests, self.lock = path, digests, threading.Lock()
+    An entry names the notebooks that were green, each with its digest, and of the red one the
+    digest of what nbval had run by then.
+    """
+
+    def __init__(self, path: Path, digest_of: Callable[[str, str], str]):
+        self.path, self.digest_of, self.lock = path, digest_of, threading.Lock()
         self.verdicts = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         for line in path.read_text().splitlines() if path.exists() else ():
             entry = json.loads(line)
             self.verdicts[entry["mutant"]] = entry
 
-    def find(self, mutant: str, judges: list[str]) -> str | None:
-        """The verdict, if the notebook that was red is as it was, or all that were green are."""
+    def red(self, mutant: str) -> str:
+        """The cell that noticed the mutant, if all is as it was up to that cell."""
         entry = self.verdicts.get(mutant)
-        if entry is None:
-            return None
-        tried = entry["notebooks"]
-        if entry["red"]:
-            catcher = entry["red"].split("::")[0].split(":")[0]
-            same = tried.get(catcher) == self.digests.get(catcher)
-        else:
-            same = tried == {name: self.digests[name] for name in judges}
-        return entry["red"] if same else None
+        if not entry or not entry["red"]:
+            return ""
+        same = entry["digest"] == self.digest_of(_notebook(entry["red"]), entry["red"])
+        return entry["red"] if same else ""
 
-    def add(self, mutant: str, red: str, tried: list[str], **what: object) -> None:
-        notebooks = {name: self.digests[name] for name in tried}
-        entry = {"mutant": mutant, "red": red, "notebooks": notebooks, **what}
+    def green(self, mutant: str) -> list[str]:
+        """The notebooks that did not notice, and are as they were."""
+        green = self.verdicts.get(mutant, {}).get("green", {})
+        return [name for name, digest in green.items() if self.digest_of(name, "") == digest]
+
+    def add(self, mutant: str, red: str, green: list[str], **what: object) -> None:
+        digest = self.digest_of(_notebook(red), red) if red else ""
+        digests = {name: self.digest_of(name, "") for name in green}
+        entry = {"mutant": mutant, "red": red, "digest": digest, "green": digests, **what}
         with self.lock, self.path.open("a") as file:
             self.verdicts[mutant] = entry
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _notebook(red: str) -> str:
+    return red.split(":")[0]
 
 
 class Court:
@@ -205,7 +221,7 @@ class Court:
         self.coverage, self.log = coverage, log
         self.caught = collections.Counter()
         for entry in log.verdicts.values():
-            self.caught[entry["file"], entry["function"], entry["red"].split("::")[0]] += 1
+            self.caught[entry["file"], entry["function"], _notebook(entry["red"])] += 1
 
     def judges(self, bug: Bug) -> list[Path]:
         """The notebooks that execute a line of the bug, the likeliest and quickest first."""
@@ -222,21 +238,21 @@ class Court:
         """Return the first cell that turned red, or an empty string."""
         file, mutant = bug
         text = mutant.apply((PACKAGE / file).read_text(encoding="utf-8"))
-        key, judges = digest(file, text), self.judges(bug)
-        known = self.log.find(key, [notebook.name for notebook in judges])
-        if known is not None:
-            return known
-        red, tried = "", []
+        key = digest(file, text)
+        red, green = self.log.red(key), self.log.green(key)
+        left = [notebook for notebook in self.judges(bug) if notebook.name not in green]
+        if red or (not left and key in self.log.verdicts):
+            return red
         with judge.changed_source(file, text) as source:
-            for notebook in judges:
-                tried.append(notebook.name)
+            for notebook in left:
                 red = judge.first_red_cell(source, notebook)
                 if red:
                     break
+                green.append(notebook.name)
         what = {"file": file, "function": mutant.function, "operator": mutant.operator}
         change = {"line": mutant.line, "before": mutant.before, "after": mutant.after}
-        self.log.add(key, red, tried, **what, **change)
-        self.caught[file, mutant.function, red.split("::")[0]] += 1
+        self.log.add(key, red, green, **what, **change)
+        self.caught[file, mutant.function, _notebook(red)] += 1
         return red
 
 
@@ -278,6 +294,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--file", default="", help="only files whose name contains this")
     parser.add_argument("--function", default="", help="only functions whose name contains this")
+    parser.add_argument("--judges", default="", help="only these notebooks: errors,options")
     parser.add_argument("--lines", action="store_true", help="list what no notebook executes")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -289,8 +306,10 @@ def main() -> int:
     chosen = sample(chosen, options.sample, options.seed)
     known = explanations()
     notebooks = judge.notebooks()
-    coverage = measure(notebooks, options.workers)
-    log = Log(FOLDER / "log.jsonl", {path.name: digest_of_notebook(path) for path in notebooks})
+    judges = [path for path in notebooks if path.stem in (options.judges or path.stem).split(",")]
+    coverage = measure(judges, options.workers)
+    folder = notebooks[0].parent
+    log = Log(FOLDER / "log.jsonl", lambda name, red: digest_of_notebook(folder / name, red))
     court = Court(coverage, log)
 
     if options.lines:
