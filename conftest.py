@@ -51,11 +51,16 @@ def pytest_runtest_setup(item):
         os.environ["XLA_FLAGS"] = flags_of(item.path)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def compare_figures_too():
-    """Let nbval compare PNG figures, which it leaves out: by eye-sized differences, not bytes."""
-    plugin = pytest.importorskip("nbval.plugin")
-    compare_text = plugin.IPyNbCell.compare_outputs
+def pytest_configure(config):
+    """Let nbval compare PNG figures, which it leaves out: by eye-sized differences, not bytes.
+
+    A hook, not a fixture: pytest sets up no fixture for the cells of a notebook.
+    """
+    if not config.pluginmanager.hasplugin("nbval"):
+        return
+    from nbval.plugin import IPyNbCell
+
+    compare_text = IPyNbCell.compare_outputs
 
     def compare_outputs(self, test, ref, skip_compare=None):
         same = compare_text(self, test, ref, skip_compare)
@@ -69,9 +74,8 @@ def compare_figures_too():
             return False
         return same
 
-    plugin.IPyNbCell.compare_outputs = compare_outputs
-    yield
-    plugin.IPyNbCell.compare_outputs = compare_text
+    IPyNbCell.compare_outputs = compare_outputs
+    config.add_cleanup(lambda: setattr(IPyNbCell, "compare_outputs", compare_text))
 
 
 def _figures(outputs) -> list[np.ndarray]:

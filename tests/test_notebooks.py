@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import nbformat
 import pytest
 
@@ -120,12 +126,69 @@ def test_each_silent_fault_is_found_and_named(good, message):
     assert any(message in problem for problem in found), found
 
 
-def test_a_failing_cell_is_named_and_the_file_is_left_alone(good):
-    change(good, lambda book: book.cells[3].update(source="1 / 0"))
+# The third code cell: nbval counts from 0 and calls it Cell 2, Jupyter shows [3] beside it.
+FAILURES = {
+    "an error": ("1 / 0", r"^Cell 2, \[3\] in Jupyter \(`1 / 0`\) raised ZeroDivisionError"),
+    "a dead kernel": (
+        "import os\nos._exit(1)",
+        r"^the kernel gave up in Cell 2, \[3\] in Jupyter \(`import os`\): Kernel died",
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failing_cell_is_named_and_the_file_is_left_alone(good, failure):
+    source, message = FAILURES[failure]
+
+    def edit(book):
+        book.cells[1].update(source="1")  # quicker than a figure
+        book.cells[3].update(source=source)
+
+    change(good, edit)
     before = good.read_bytes()
-    with pytest.raises(notebooks.NotebookError, match=r"cell 3 \(`1 / 0`\) raised ZeroDivision"):
+    with pytest.raises(notebooks.NotebookError, match=message):
         notebooks.execute(good)
     assert good.read_bytes() == before
+
+
+def test_nbval_turns_red_on_a_changed_text_and_a_changed_picture_and_names_their_cells(executed):
+    """The whole way: stored outputs, a kernel, nbval, and what conftest.py adds to it."""
+    book = nbformat.reads(executed, as_version=4)
+    picture = next(cell.outputs for cell in book.cells if cell.id == "figure")
+    line = "import matplotlib.pyplot as plt\nplt.plot([0, 1]{})\nplt.show()"
+    cells = [
+        (line.format(""), picture),
+        ("print('as stored')", [printed("as stored\n")]),
+        ("print('new')", [printed("old\n")]),
+        (line.format(", lw=9"), picture),
+        (line.format(""), picture),
+    ]
+    book.cells = [
+        nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=count)
+        for count, (source, outputs) in enumerate(cells, start=1)
+    ]
+    (notebooks.ROOT / "_build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=notebooks.ROOT / "_build") as folder:
+        path = Path(folder, "stale.ipynb")
+        path.write_text(notebooks.dumps(book), encoding="utf-8")
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "--color=no", "-p", "no:cacheprovider"),
+                *("--nbval", "--nbval-current-env"),
+                *("--nbval-sanitize-with", "tests/nbval_sanitize.cfg", str(path)),
+            ],
+            cwd=notebooks.ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 1, run.stdout + run.stderr
+    red = re.findall(r"^FAILED _build/\S*/stale\.ipynb::(Cell \d)", run.stdout, re.MULTILINE)
+    assert red == ["Cell 2", "Cell 3"] and "2 failed, 3 passed" in run.stdout, run.stdout
+    assert "a figure differs from the stored one" in run.stdout
+
+
+def printed(text):
+    return nbformat.v4.new_output("stream", name="stdout", text=text)
 
 
 def test_a_file_that_is_no_notebook_is_said_to_be_none(tmp_path):

@@ -110,12 +110,14 @@ def execute(path: Path) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    begun: list[int] = []
     client = NotebookClient(
         fresh,
         timeout=TIMEOUT,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
+        on_cell_execute=lambda cell, cell_index: begun.append(cell_index),
     )
     try:
         client.execute()
@@ -123,7 +125,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
         running = next(i for i, cell in enumerate(fresh.cells) if _failed(cell))
         raise NotebookError(f"{describe(fresh, running)} raised {error.ename}: {error}") from error
     except (CellTimeoutError, DeadKernelError) as error:
-        raise NotebookError(f"the kernel gave up: {error}") from error
+        where = f"in {describe(fresh, begun[-1])}" if begun else "before the first cell"
+        raise NotebookError(f"the kernel gave up {where}: {error}") from error
     fresh = canonical(fresh)
     for index, cell in enumerate(fresh.cells):
         if cell.cell_type == "code":
@@ -137,9 +140,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def describe(notebook: nbformat.NotebookNode, index: int) -> str:
-    """Name a cell for a message: its place in the notebook and its first line."""
+    """Name a code cell for a message: the number that nbval gives it, Jupyter's, its first line."""
+    before = sum(cell.cell_type == "code" for cell in notebook.cells[:index])
     first = notebook.cells[index].source.strip().splitlines()[0]
-    return f"cell {index} (`{first[:60]}`)"
+    return f"Cell {before}, [{before + 1}] in Jupyter (`{first[:60]}`)"
 
 
 def masked(text: str) -> str:
