@@ -181,7 +181,7 @@ def _summary_lines(summary: list[Row], cell: str, rivals: list[str]) -> list[str
 
 
 def quoted_tables(results: Row) -> dict[str, str]:
-    """Set in Markdown what chapter 11 (flax, torch, once) and README.md (summary, once) show."""
+    """Set in Markdown what chapter 11 (flax, torch, once) and README.md (the others) show."""
     rows = results["comparisons"] + faster_torch(results["comparisons"])
     ratios = {(r["cell"], r["shape"], r["task"], r["against"]): r["ratio"]["median"] for r in rows}
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
@@ -205,12 +205,18 @@ def quoted_tables(results: Row) -> dict[str, str]:
         numbers = memory["ratio"], 1 / compiling["ratio"]["median"], eager["ratio"]["median"]
         once.append([f"`{memory['cell']}`", *megabytes, *map(_short, numbers)])
     tables["once"] = _markdown(once)
-    lines = [["against", "task", "geometric mean", "worst", "there"], ["---"] * 5]
+    lines = [["against", "task", "geometric mean", "its limit", "worst", "there"], ["---"] * 6]
     for row in results["summary"]:
         if row["cell"] == "all" and row["against"] in ("flax.nnx", FASTER_TORCH):
-            numbers = _short(row["geometric_mean"]), _short(row["minimum"])
+            numbers = [_short(row[key]) for key in ("geometric_mean", "limit", "minimum")]
             lines.append([row["against"], row["task"], *numbers, row["minimum_at"]])
     tables["summary"] = _markdown(lines)
+    lines = [["slower than `flax.nnx`", "task", "ratio (quartiles)", "limit"], ["---"] * 4]
+    for row in sorted(results["comparisons"], key=lambda row: row["ratio"]["median"]):
+        if row["against"] == "flax.nnx" and row["ratio"]["median"] < 1:
+            numbers = _ratio(row["ratio"]).strip(), _short(row["limit"]["median"])
+            lines.append([f"{row['cell']} {row['shape']}", row["task"], *numbers])
+    tables["below"] = _markdown(lines)
     return tables
 
 

@@ -60,7 +60,12 @@ def test_a_profile_finds_the_products_of_a_loop_and_those_before_it():
         return jax.lax.scan(step, jnp.zeros((8, 64)), inputs @ kernel)[0]
 
     arguments = jnp.ones((32, 8, 16)), jnp.ones((16, 64)), jnp.ones((64, 64))
-    spent = profile.profile(jax.jit(run), arguments, steps=32)
+    run = jax.jit(run)
+    seconds, text = profile.stages(run, arguments)
+    (loop,) = profile.loops(text)
+    assert min(seconds.values()) > 0 and sum("dot" in line for line in loop) == 1
+    assert (np.array(profile.call_times([(run, arguments)] * 2)) >= 0).all()
+    spent = profile.profile(run, arguments, steps=32)
     each_step, many_steps, others, _ = (spent[kind] for kind in profile.KINDS)
     assert each_step > 0 and many_steps > 0 and others > 0
 
@@ -195,7 +200,7 @@ def test_chapter_and_pages_quote_the_results_that_are_kept():
     quoted = report.quoted_tables(results).items()
     tables = {name: table.replace("\u00a0", " ") for name, table in quoted}
     chapter, page = words(ROOT / "book/11_speed.ipynb"), words(ROOT / "benchmarks/README.md")
-    for text, names in ((chapter, ("flax", "torch", "once")), (page, ("summary", "once"))):
+    for text, names in ((chapter, ("flax", "torch", "once")), (page, ("summary", "once", "below"))):
         for name in names:
             assert " ".join(tables[name].split()) in text
 
