@@ -85,9 +85,38 @@ def test_initialisation_follows_key_scale_and_dtype():
     assert {value.dtype for value in half.values()} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_old_style_keys_work():
-    params = initialize_gru_params(jax.random.PRNGKey(0), 5, 8)
-    assert params["Wz"].shape == (8, 5)
+def test_it_is_the_gru_of_the_published_exercise_bit_for_bit():
+    """The example that the package began with, its formulas written anew: the same names, shapes,
+    draws and results, from an old-style key, compiled and over a batch."""
+    key = jax.random.PRNGKey(0)
+    params = initialize_gru_params(key, 5, 8)
+    draws = iter(jax.random.split(key, 6))
+    for gate in "zrh":
+        for letter, columns in (("W", 5), ("U", 8)):
+            expected = 0.01 * jax.random.normal(next(draws), (8, columns))
+            np.testing.assert_array_equal(params[letter + gate], expected)
+        np.testing.assert_array_equal(params["b" + gate], np.zeros(8, np.float32))
+    assert len(params) == 9 and {value.dtype for value in params.values()} == {jnp.dtype("float32")}
+
+    def affine(gate, x, h):
+        return params["W" + gate] @ x + params["U" + gate] @ h + params["b" + gate]
+
+    def step(h, x):
+        z, r = (jax.nn.sigmoid(affine(gate, x, h)) for gate in "zr")
+        h = (1.0 - z) * h + z * jnp.tanh(affine("h", x, r * h))
+        return h, h
+
+    start, inputs = jnp.zeros(8), jax.random.normal(jax.random.split(key)[1], (10, 5))
+    expected = jax.lax.scan(step, start, inputs)
+    final_state, states = jitted_sequence(params, start, inputs)
+    assert final_state.shape == (8,) and states.shape == (10, 8)
+    np.testing.assert_array_equal(final_state, states[-1])
+    np.testing.assert_allclose(states, expected[1], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(gru_step(params, start, inputs[0])[0], expected[1][0], atol=1e-7)
+    over_batch = jax.vmap(gru_sequence, in_axes=(None, 0, 0))
+    finals, batch = over_batch(params, jnp.zeros((32, 8)), jnp.stack([inputs] * 32))
+    assert finals.shape == (32, 8) and batch.shape == (32, 10, 8)
+    np.testing.assert_allclose(batch[31], states, rtol=0, atol=1e-7)
 
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
