@@ -280,8 +280,21 @@ def test_every_public_name_belongs_to_a_chapter_that_exists():
     assert links.built_in("convert.to_lstm") == "07_lstm"
     assert links.built_in("scan.Weights") == "11_speed"
     assert links.built_in("RNN.__call__") is None and links.built_in("gru") is None
-    for chapter in links.CHAPTERS:
+    for chapter in [*links.CHAPTERS, *links.INTRODUCED.values()]:
         assert (EXTENSIONS.parent / f"{chapter}.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gru_step", "Built in :doc:`chapter 2 </book/02_gates>`."),
+        ("lab.finite.check_finite", "Introduced in :doc:`chapter 5 </book/05_training>`."),
+    ],
+)
+def test_the_reference_says_where_a_name_comes_from(name, said):
+    lines = ["What it does.", "", "Args:"]
+    load("unrolled_links").name_the_chapter(None, "function", f"unrolled.{name}", None, None, lines)
+    assert lines == ["What it does.", "", said, "", "Args:"]
 
 
 def test_an_explorer_heavier_than_its_page_waits_in_a_file(tmp_path):

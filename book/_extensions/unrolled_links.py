@@ -34,6 +34,8 @@ CHAPTERS = {
     "10_bidirectional": ["Bidirectional"],
     "11_speed": ["scan"],
 }
+# Modules that no chapter builds, by the chapter that says what they are for.
+INTRODUCED = {"lab.finite": "05_training"}
 CHAPTER = {name: chapter for chapter, names in CHAPTERS.items() for name in names}
 
 
@@ -47,11 +49,14 @@ def name_the_chapter(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Say below the first paragraph of a docstring which chapter builds what it documents."""
-    chapter = built_in(name.removeprefix("unrolled."))
+    name = name.removeprefix("unrolled.")
+    chapter, verb = built_in(name), "Built"
+    if chapter is None:
+        chapter, verb = INTRODUCED.get(name.rpartition(".")[0]), "Introduced"
     if chapter and what in ("class", "function"):
         end = lines.index("") if "" in lines else len(lines)
         link = f":doc:`chapter {int(chapter[:2])} </book/{chapter}>`"
-        lines[end:end] = ["", f"Built in {link}."]
+        lines[end:end] = ["", f"{verb} in {link}."]
 
 
 def lead_to_the_reference(app: Sphinx, doctree: nodes.document, page: str) -> None:
@@ -61,7 +66,8 @@ def lead_to_the_reference(app: Sphinx, doctree: nodes.document, page: str) -> No
     places = {}
     for name, place in app.env.get_domain("py").objects.items():
         if place.objtype in ("class", "function"):
-            places[name] = places[name.rpartition(".")[2]] = place
+            short = name.rpartition(".")[2]
+            places |= dict.fromkeys((name, name.removeprefix("unrolled."), short), place)
     seen = set()
     for code in list(doctree.findall(nodes.literal)):
         place = places.get(code.astext().removesuffix("()"))
@@ -80,5 +86,5 @@ def lead_to_the_reference(app: Sphinx, doctree: nodes.document, page: str) -> No
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", name_the_chapter, priority=600)  # after napoleon
     app.connect("doctree-resolved", lead_to_the_reference)
-    # A new env_version makes all docstrings be read again: count it up when CHAPTERS changes.
-    return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    # A new env_version makes all docstrings be read again: count it up when a table changes.
+    return {"env_version": 2, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -83,7 +83,7 @@ def lighter(block: re.Match[str]) -> str:
 
 
 def named(block: re.Match[str]) -> str:
-    """Return the start of a block of code with a name: the keyboard stops there where it is wide."""
+    """Return the start of a block of code, named: the keyboard stops there where it is wide."""
     name = "Output" if "output" in block[1].split() else "Code"
     return f'{block[0][:-1]} role="group" aria-label="{name}">'
 

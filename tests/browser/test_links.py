@@ -70,6 +70,16 @@ def test_links_anchors_pictures_and_scripts_lead_somewhere(pages):
     assert len(pages) > 20 and not broken, "\n".join(broken)
 
 
+def test_the_reference_leads_to_the_chapters_and_they_lead_back(pages):
+    for name in [name for name in pages if name.startswith("book/api/")]:
+        text = (BOOK / name).read_text(encoding="utf-8")
+        chapters = set(re.findall(r'(?:Built|Introduced) in <a [^>]*href="\.\./(\w+\.html)"', text))
+        assert chapters, f"{name} leads to no chapter: see unrolled_links.py"
+        for chapter in chapters:
+            back = f"{name.removeprefix('book/')}#unrolled."
+            assert any(a.startswith(back) for a in pages[f"book/{chapter}"].addresses), chapter
+
+
 def test_no_id_is_there_twice(pages):
     twice = [f"{n}: {i}" for n, page in pages.items() for i, times in page.ids.items() if times > 1]
     assert not twice, "\n".join(twice)
