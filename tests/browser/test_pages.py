@@ -29,6 +29,8 @@ PAGES = sorted(
 NOTEBOOKS = [name for name in PAGES if (ROOT / name).with_suffix(".ipynb").exists()]
 
 
+JUDGED_TWICE = ["book/index.html", "book/02_gates.html", "book/api/layers.html"]
+
 # All tests of a page run in one process, where they share its visit: see tests/conftest.py.
 each_page = pytest.mark.parametrize("name", PAGES)
 each_theme = pytest.mark.parametrize("theme", ["light", "dark"])
@@ -184,8 +186,9 @@ def visit(browser: Browser, book_server: str) -> Iterator[Callable[[str, str], V
     """Look at a page twice, however many tests ask about it.
 
     Once light, from the server and as on a desktop; once dark, opened as a file and as on a phone,
-    where it is turned light for a moment to see whether it fits then, too. Like a reader, each goes
-    from page to page in one window.
+    where it is turned light for a moment to see whether it fits then, too. A page of each kind is
+    judged by axe light on a phone and dark on a desktop as well. Like a reader, each goes from page
+    to page in one window.
     """
     opened = {}
     for theme, home, viewport in [
@@ -193,12 +196,12 @@ def visit(browser: Browser, book_server: str) -> Iterator[Callable[[str, str], V
         ("dark", BOOK.as_uri(), PHONE),
     ]:
         context = browser.new_context(viewport=viewport, color_scheme=theme)
-        opened[theme] = home, context.new_page(), watch(context, home)
+        opened[theme] = home, context.new_page(), watch(context, home), viewport
 
     @cache
     def look(name: str) -> dict[str, Visit]:
         visits = {}
-        for theme, (home, page, problems) in opened.items():
+        for theme, (home, page, problems, viewport) in opened.items():
             visits[theme] = found = Visit()
             page.goto(f"{home}/{name}")
             settle(page)
@@ -213,13 +216,19 @@ def visit(browser: Browser, book_server: str) -> Iterator[Callable[[str, str], V
                     page.wait_for_function(f"{THEME} === '{other}'")
                     visits[other].too_wide = page.evaluate(TOO_WIDE)
             found.axe = run_axe(page)
+            if name in JUDGED_TWICE:
+                page.set_viewport_size(PHONE if viewport == DESKTOP else DESKTOP)
+                page.reload()
+                settle(page)
+                found.axe += run_axe(page)
+                page.set_viewport_size(viewport)
             found.problems = problems.copy()
             page.goto("about:blank")  # what the page still asks for when it is left is no problem
             problems.clear()
         return visits
 
     yield lambda name, theme: look(name)[theme]
-    for _, page, _ in opened.values():
+    for _, page, *_ in opened.values():
         page.context.close()
 
 
@@ -422,6 +431,7 @@ SEARCHES = {  # what is searched for, and what the first results must name
     "W_z": "Notation",
     "gru_step": "unrolled.gru_step",
     "from_torch": "unrolled.convert.from_torch",
+    "check_finite": "unrolled.lab.finite.check_finite",
     "seq_lengths": "9. Lengths",
 }
 
