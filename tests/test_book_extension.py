@@ -17,7 +17,7 @@ import unrolled
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 EXTENSIONS = BOOK / "_extensions"
-CHAPTERS = sorted(BOOK.glob("*.ipynb"))
+CHAPTERS = sorted(BOOK.glob("[0-9]*.ipynb"))
 
 
 def load(name):
