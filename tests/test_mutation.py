@@ -120,6 +120,6 @@ def test_a_verdict_is_found_again_until_its_notebook_changes(tmp_path):
 
 def test_every_explained_survivor_exists():
     known = survey.explanations()
-    bugs = survey.all_bugs(rewritings=True) if known else []
+    bugs = survey.all_bugs() if known else []
     assert not survey.outdated(known, bugs), "tools/survivors.toml explains what is not there"
     assert all(len(entry.why) > 20 for entry in known)

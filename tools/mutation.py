@@ -85,10 +85,10 @@ def mutants(source: str, *, rewritings: bool = False) -> list[Mutant]:
     finder.visit_body(ast.parse(source).body, "")
     found = {(m.start, m.end, m.new): m for m in finder.found if m.apply(source) != source}
     ordered = [found[place] for place in sorted(found)]
-    return ordered if rewritings else [m for m in ordered if not _is_rewriting(m, source)]
+    return ordered if rewritings else [m for m in ordered if not is_rewriting(m, source)]
 
 
-def _is_rewriting(mutant: Mutant, source: str) -> bool:
+def is_rewriting(mutant: Mutant, source: str) -> bool:
     """Whether the smallest function (or statement) around a mutant compiles to the same code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # `"" is not 0`, in a mutant
