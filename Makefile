@@ -44,9 +44,9 @@ env: .venv/.installed ## make .venv and install the pinned packages
 	@touch $@
 
 # All pages are read anew after an interrupted build, and after a warning, so that it is said again.
-book: env ## build the HTML book into _build/html
+book: env ## build the HTML book into _build/html (CI=true: warnings are errors)
 	@test -f _build/html/searchindex.js -a ! -f _build/warned || rm -rf _build/.doctrees _build/html
-	$(BIN)/jupyter-book build -n .
+	$(BIN)/jupyter-book build -n $(if $(filter true,$(CI)),-W --keep-going) .
 	@echo && echo "The book is ready: open _build/html/index.html, or run make serve."
 	@test ! -f _build/warned || echo "Before you publish it, mend what the warnings above name."
 
