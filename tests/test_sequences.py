@@ -149,6 +149,8 @@ def test_wrong_lengths_are_named(lengths, error, message):
 def test_other_errors_are_named():
     with pytest.raises(ValueError, match="no sequences"):
         pad_sequences([])
+    with pytest.raises(ValueError, match=r"sequence 1 is the number 2; expected an array"):
+        pad_sequences([[1], 2])
     with pytest.raises(ValueError, match=r"sequence 1 has shape \(2, 3\), but sequence 0"):
         pad_sequences([np.zeros((2, 2)), np.zeros((2, 3))])
     with pytest.raises(ValueError, match="sequence 0 has 4 steps, more than num_steps=2"):
@@ -192,6 +194,8 @@ def test_sizes_that_are_no_whole_numbers_are_named():
 def test_a_fill_must_fit_the_dtype_and_the_shape():
     with pytest.raises(ValueError, match=r"fill is -1; expected a number .* uint8 holds"):
         pad_sequences([np.zeros(2, np.uint8)], 3, fill=-1)
+    with pytest.raises(ValueError, match=r"fill is nan; expected a number .* int64 holds"):
+        pad_sequences([np.zeros(2, np.int64)], 3, fill=np.nan)
     with pytest.raises(ValueError, match=r"fill is nan; expected a number .* int32 holds"):
         mask_padding(jnp.zeros(2, jnp.int32), jnp.array([True, False]), np.nan)
     with pytest.raises(ValueError, match=r"fill has shape \(3,\); expected a number"):

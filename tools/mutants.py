@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.judge import ROOT, changed_source, first_red_cell, without_a_bug
+from tools.judge import ROOT, changed_source, first_red_cell, notebooks, without_a_bug
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ MUTANTS += [
 # Where a bug of a file shows first; the other chapters follow, quickest first.
 FIRST_CHAPTERS = {
     "gru.py": ("02_", "03_"),
-    "cells.py": ("06_", "07_", "08_"),
-    "layers.py": ("08_", "09_", "10_", "11_"),
-    "scan.py": ("11_",),
+    "cells.py": ("06_", "07_", "08_", "options"),
+    "layers.py": ("08_", "09_", "10_", "11_", "options"),
+    "scan.py": ("11_", "options"),
     "sequences.py": ("09_",),
-    "convert.py": ("06_", "07_"),
+    "convert.py": ("06_", "07_", "conversions"),
 }
 
 
@@ -186,7 +186,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [m for m in MUTANTS if options.only in m.name or options.only in m.file]
 
-    chapters = sorted((ROOT / "book").glob("[0-9][0-9]_*.ipynb"))
+    chapters = notebooks()
     with ThreadPoolExecutor(options.workers) as pool:
         healthy = dict(zip(chapters, pool.map(without_a_bug, chapters)))
     if any(red for red, _ in healthy.values()):

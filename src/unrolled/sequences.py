@@ -296,7 +296,11 @@ def pad_sequences(
     if not arrays:
         raise ValueError("pad_sequences got no sequences; expected at least one array.")
     for index, array in enumerate(arrays):
-        if array.ndim == 0 or array.shape[1:] != arrays[0].shape[1:]:
+        if array.ndim == 0:
+            raise ValueError(
+                f"sequence {index} is the number {array}; expected an array (time, *features)."
+            )
+        if array.shape[1:] != arrays[0].shape[1:]:
             raise ValueError(
                 f"sequence {index} has shape {array.shape}, but sequence 0 has shape "
                 f"{arrays[0].shape}; expected (time, *features) with the same features everywhere."
@@ -315,6 +319,8 @@ def pad_sequences(
     except TypeError:  # NumPy knows nothing above both bfloat16 and float16; JAX does
         dtype = jnp.result_type(*arrays)
     try:
+        if np.issubdtype(dtype, np.integer) and not np.isfinite(fill):
+            raise ValueError
         padded = np.full(shape, fill, dtype)  # (batch, time, *features)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
