@@ -197,8 +197,9 @@ def main() -> int:
             problems += (
                 [f"{name} ({form}): {', '.join(found)}; {', '.join(details)}"] if found else []
             )
-    if not arguments.pages:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    every = {**json.loads(RESULTS.read_text(encoding="utf-8")), **results}
+    every = {name: every[name] for name in toc.pages() if name in every}
+    RESULTS.write_text(json.dumps(every, indent=1) + "\n", encoding="utf-8")
     report(results)
     print(*(problems or ["Every target is met."]), sep="\n")
     return bool(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import urllib.request
 from functools import partial
@@ -55,3 +56,12 @@ def test_the_server_compresses_as_a_host_does_and_late_pictures_count(tmp_path, 
     monkeypatch.setattr(pages, "BOOK", tmp_path)
     found = [{"requests": [{"url": f"{home}/page.html", "bytes": sent}]}]
     assert pages.total_bytes("page", home, found) == sent + 7
+
+
+def test_every_page_was_measured_and_met_its_targets():
+    results = json.loads(pages.RESULTS.read_text(encoding="utf-8"))
+    assert list(results) == toc.pages(), "make bench-pages"
+    for name, page in results.items():
+        assert page["bytes"] <= pages.MOST_BYTES, name
+        for form in pages.TARGETS:
+            assert not pages.misses(form, page[form]["scores"]), name
