@@ -45,7 +45,7 @@ class Machine:
     def __init__(self, folder: Path):
         subprocess.run([UV, "venv", "--quiet", "--seed", str(folder)], check=True)
         self.python = str(folder / "bin" / "python")
-        hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_CURRENT_TEST")
+        hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_CURRENT_TEST", "XLA_FLAGS")
         self.environment = {k: v for k, v in os.environ.items() if k not in hidden}
         self.environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
 

@@ -194,6 +194,7 @@ def test_sizes_that_are_no_whole_numbers_are_named():
 def test_a_fill_must_fit_the_dtype_and_the_shape():
     with pytest.raises(ValueError, match=r"fill is -1; expected a number .* uint8 holds"):
         pad_sequences([np.zeros(2, np.uint8)], 3, fill=-1)
+    assert pad_sequences([[1], [2, 3]], fill=[7, 8])[0].tolist() == [[1, 8], [2, 3]]
     with pytest.raises(ValueError, match=r"fill is nan; expected a number .* int64 holds"):
         pad_sequences([np.zeros(2, np.int64)], 3, fill=np.nan)
     with pytest.raises(ValueError, match=r"fill is nan; expected a number .* int32 holds"):

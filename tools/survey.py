@@ -265,21 +265,25 @@ class Court:
 # The report
 
 
+def explanation_of(bug: Bug, known: Iterable[Explanation]) -> Explanation | None:
+    return next((explanation for explanation in known if explanation.explains(bug)), None)
+
+
+def fate(bug: Bug, red: str, known: Iterable[Explanation]) -> str:
+    """What became of a mutant: "caught", "equivalent" or "missed"."""
+    if red:
+        return "caught"
+    explanation = explanation_of(bug, known)
+    return "equivalent" if explanation and explanation.equivalent else "missed"
+
+
 def score(verdicts: dict[Bug, str], known: list[Explanation], group: int) -> list[str]:
     """Lines of a table: of each file (group 0) or operator (group 1), how many were caught."""
     counts = collections.defaultdict(collections.Counter)
     for bug, red in verdicts.items():
         name = bug[0] if group == 0 else bug[1].operator
-        explanation = next((e for e in known if e.explains(bug)), None)
-        fate = (
-            "caught"
-            if red
-            else "equivalent"
-            if explanation and explanation.equivalent
-            else "missed"
-        )
-        counts[name][fate] += 1
-        counts["together"][fate] += 1
+        for row in (name, "together"):
+            counts[row][fate(bug, red, known)] += 1
     lines = []
     for name, count in sorted(counts.items(), key=lambda item: (item[0] == "together", item[0])):
         lines.append(
@@ -337,7 +341,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted; the next run goes on from here.")
     unexplained = report(verdicts, known, len(every))
-    stale = outdated(known, all_bugs())
+    stale = outdated(known, every)
     for entry in stale:
         print(f"{SURVIVORS.name}: no such mutant of {entry.file}, {entry.function}: {entry.after}")
     return 1 if unexplained or stale else 0
@@ -350,7 +354,7 @@ def report(verdicts: dict[Bug, str], known: list[Explanation], total: int) -> bo
     for bug, red in verdicts.items():
         if red:
             continue
-        explanation = next((e for e in known if e.explains(bug)), None)
+        explanation = explanation_of(bug, known)
         unexplained = unexplained or explanation is None
         why = "UNEXPLAINED" if explanation is None else explanation.why
         file, mutant = bug
@@ -359,11 +363,7 @@ def report(verdicts: dict[Bug, str], known: list[Explanation], total: int) -> bo
     for group in (1, 0):
         print("", *score(verdicts, known, group), sep="\n")
     print(f"\n{len(verdicts)} of {total} mutants were tried.")
-    counts = collections.Counter(
-        "caught" if red else "missed"
-        for bug, red in verdicts.items()
-        if red or not any(e.equivalent and e.explains(bug) for e in known)
-    )
+    counts = collections.Counter(fate(bug, red, known) for bug, red in verdicts.items())
     return unexplained or share(counts) < WANTED
 
 

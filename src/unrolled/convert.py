@@ -818,7 +818,7 @@ def _check_merge(layer: Bidirectional, known: tuple[Any, ...], target: str) -> N
     if layer.merge_fn not in known:
         raise ValueError(
             f"the Bidirectional has a merge_fn of its own; expected {target}'s: "
-            + ("concatenated outputs." if known == CONCATENATES else "concatenation, or jnp.add.")
+            + ("concatenation, or jnp.add." if jnp.add in known else "concatenated outputs.")
         )
 
 

@@ -319,7 +319,7 @@ def pad_sequences(
     except TypeError:  # NumPy knows nothing above both bfloat16 and float16; JAX does
         dtype = jnp.result_type(*arrays)
     try:
-        if np.issubdtype(dtype, np.integer) and not np.isfinite(fill):
+        if np.issubdtype(dtype, np.integer) and not np.all(np.isfinite(fill)):
             raise ValueError
         padded = np.full(shape, fill, dtype)  # (batch, time, *features)
     except (TypeError, ValueError, OverflowError):

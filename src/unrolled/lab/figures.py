@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from unrolled.lab.backend import what_was_found
 
 COLORS = {
     "input": "#007958",  # green
@@ -62,25 +62,6 @@ def use_style() -> None:
     )
     if jax.default_backend() != "cpu":
         print(what_was_found(jax.devices()))
-
-
-def what_was_found(devices: Sequence[jax.Device]) -> str:
-    """Return a sentence on what the chapter runs on, and what differs from the printed book.
-
-    Example:
-      >>> what_was_found(jax.devices("cpu")).startswith("This runs on")
-      True
-    """
-    rounding = {
-        "gpu": "newer ones multiply matrices in TF32, 10 bits of each number",
-        "tpu": "they multiply matrices in bfloat16, 7 bits of each number",
-    }.get(devices[0].platform, "they may multiply matrices with fewer bits")
-    return (
-        f"This runs on {len(devices)} x {devices[0].device_kind}; the book was made on a CPU. "
-        f"Here times differ, and so do last digits: {rounding}, unless asked for all of them. The "
-        "book's comparisons ask; in code of your own, write `with "
-        'jax.default_matmul_precision("highest"):`.'
-    )
 
 
 def blank_axes(ax: Axes, width: float, height: float) -> Axes:
