@@ -391,7 +391,10 @@ class _FeatureCell(RNNCellBase):
             split(layer.kernel for layer in recurrent_layers),
             added or split(layer.bias for layer in recurrent_layers),
         )
-        return Recurrence(self.gate, weights, self.dtype)
+        read = getattr(self, "read", None)
+        if read and _defining_class(self, "read") is not _defining_class(self, "gate"):
+            read = None  # a gate of one's own may compute h in another way
+        return Recurrence(self.gate, weights, self.dtype, read)
 
     def _output(self, hidden: jax.Array) -> jax.Array:
         """The output of a step: its new hidden state, in the dtype of the computation."""
@@ -737,15 +740,20 @@ class _LSTMBase(_FeatureCell):
     def gate(self, carry: Carry, projected: Gates, recurrent: Gates) -> Carry:
         """The equations of a step, from the inputs' and the state's share of i, f, g and o."""
         memory, _ = carry
-        totals = [from_input + from_state for from_input, from_state in zip(projected, recurrent)]
-        input_total, forget_total, candidate_total, output_total = totals  # (*batch, hidden)
-        input_gate = self.gate_fn(input_total)
-        forget_gate = self.gate_fn(forget_total)
-        candidate = self.activation_fn(candidate_total)
-        output_gate = self.gate_fn(output_total)
+        input_i, forget_i, candidate_i, _ = projected
+        input_h, forget_h, candidate_h, _ = recurrent
+        input_gate = self.gate_fn(input_i + input_h)
+        forget_gate = self.gate_fn(forget_i + forget_h)
+        candidate = self.activation_fn(candidate_i + candidate_h)
         memory = forget_gate * memory + input_gate * candidate
-        hidden = output_gate * self.activation_fn(memory)
-        return memory, hidden
+        return memory, self.read((memory,), projected, recurrent)
+
+    @_QuietMethod
+    def read(self, memory: Carry, projected: Gates, recurrent: Gates) -> jax.Array:
+        """The last two equations: what the output gate shows of the new memory."""
+        (memory,) = memory
+        output_gate = self.gate_fn(projected[-1] + recurrent[-1])
+        return output_gate * self.activation_fn(memory)
 
 
 class LSTMCell(_LSTMBase):

@@ -36,8 +36,9 @@ TRANSPOSABLE = jax.__version_info__ >= (0, 10)
 CHUNK_SIZE = 2**17  # numbers of one gate that a chunk of steps may hold, so that it stays in cache
 CHUNK_STEPS = (16, 128)  # the fewest and the most steps of a chunk
 SPREAD_SIZE = 2**23  # the same over devices, where every chunk exchanges its gradients
-WIDE = 256  # from more hidden units on, products are kept for the derivative, not computed again
-KEPT_SIZE = 2**25  # numbers of products that may be kept
+# Products are kept for the derivative, not computed again, from so many hidden units on, if they
+# are at most so many numbers: of narrow layers if a cache holds them, of wide ones if memory does.
+KEPT = ((65, 2**22), (256, 2**25))
 VECTOR_SIZE = 16  # float32 numbers in the widest vector register of a CPU
 
 Carry = tuple[jax.Array, ...]
@@ -74,6 +75,9 @@ class Recurrence(NamedTuple):
         its share of the input and of the state. Every number must be treated by itself.
       weights: the parameters.
       dtype: dtype of the products; None takes the common dtype of what is multiplied.
+      read: how the gate reads h off the other parts of its new carry, if it does, as an LSTM's
+        h = o * tanh(c): `(new parts, projected, recurrent) -> h`. The values are the same; the
+        derivative of h then goes through theirs, which takes fewer arrays.
 
     Example, a leaky sum:
       >>> weights = Weights((jnp.eye(2),), (None,), (0.5 * jnp.eye(2),), (None,))
@@ -86,6 +90,7 @@ class Recurrence(NamedTuple):
     gate: Callable[[Carry, Gates, Gates], Carry]
     weights: Weights
     dtype: Any = None
+    read: Callable[[Carry, Gates, Gates], jax.Array] | None = None
 
 
 class _Joined(NamedTuple):
@@ -101,6 +106,7 @@ class _Plan(NamedTuple):
     """What is fixed while a recurrence is compiled."""
 
     gate: Callable[[Carry, Gates, Gates], Carry]
+    read: Callable[[Carry, Gates, Gates], Carry] | None  # the same from new parts, but for h
     uses: tuple[frozenset[int], ...]  # what each part of the new carry depends on
     steps: int  # in a chunk
     axis: int  # of the features: -1, or -2 where the batch comes last
@@ -143,7 +149,8 @@ def scan_recurrence(
       step, (time, *batch, hidden), in the order of the inputs.
 
     Raises:
-      ValueError: a gate that mixes numbers of an array, as a softmax does, or holds arrays.
+      ValueError: a gate, or what reads h, that mixes numbers of an array, as a softmax does, or
+        holds arrays.
 
     Example:
       >>> from flax import nnx
@@ -191,7 +198,14 @@ def _make_plan(
 ) -> _Plan:
     """Decide what the rest of the module need not ask again."""
     num_gates, hidden = len(recurrence.weights.kernels), carry[-1]
-    uses = gate_uses(recurrence.gate, carry, num_gates)
+    uses, read = gate_uses(recurrence.gate, carry, num_gates), None
+    if recurrence.read is not None:
+
+        def read(carry, projected, recurrent):
+            return (*carry[:-1], recurrence.read(carry[:-1], projected, recurrent))
+
+        reads = gate_uses(read, carry, num_gates)
+        uses = uses and reads and (*uses[:-1], reads[-1])
     if uses is None:
         raise ValueError(
             "the gate mixes the numbers of an array, as a softmax or a mean over the units does, "
@@ -209,10 +223,9 @@ def _make_plan(
     # The axis that lies side by side in memory should fill a vector register.
     size = hidden.shape[-1]
     axis = -2 if size < VECTOR_SIZE <= hidden.size // size else -1
-    # Products of wide layers cost more to compute again than to keep, if there is room for them.
     num_products = 2 * num_gates * num_steps * hidden.size
-    keep_products = size > WIDE and num_products <= KEPT_SIZE
-    return _Plan(recurrence.gate, uses, steps, axis, keep_products, spread, reverse, unroll)
+    keep_products = any(size >= least and num_products <= room for least, room in KEPT)
+    return _Plan(recurrence.gate, read, uses, steps, axis, keep_products, spread, reverse, unroll)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -288,7 +301,8 @@ def _forward(
         inputs, valid = scanned
         projected = inputs if hoist else _project(plan, weights, inputs)
         product = _multiply(plan, carry[-1], weights.recurrent_kernel)
-        carry = _advance(plan, weights, carry, projected, _split(plan, weights, product), valid)
+        recurrent = _split(plan, weights, product)
+        carry = _advance(plan.gate, weights, carry, projected, recurrent, valid)
         return carry, keep(carry, product)
 
     projected = _project(plan, weights, inputs) if hoist else inputs
@@ -326,7 +340,7 @@ def _tangents(
     )
     recurrent = _split(plan, weights, recurrent)
     by_carry, by_projected, by_recurrent = _derivatives(
-        plan, weights, before, projected, recurrent, valid
+        plan, weights, before, states, projected, recurrent, valid
     )
 
     projected_tangents = [
@@ -353,17 +367,19 @@ def _tangents(
         by_carry, by_recurrent, drive = scanned
         product = _multiply(plan, tangents[-1], weights.recurrent_kernel)
         recurrent = _split(plan, weights, product)
-        tangents = tuple(
-            _add(_weighted(row, tangents), _weighted(more, recurrent), rest).astype(part.dtype)
-            for row, more, rest, part in zip(by_carry, by_recurrent, drive, tangents)
-        )
-        return tangents, tangents[-1]
+        new = ()
+        for index, row in enumerate(zip(by_carry, by_recurrent, drive)):
+            by_part, by_gate, rest = row
+            _, given = _source(plan, index, tangents, new)
+            tangent = _add(_weighted(by_part, given), _weighted(by_gate, recurrent), rest)
+            new = (*new, tangent.astype(tangents[index].dtype))
+        return new, new[-1]
 
     return _scan_steps(plan, step, carry_tangents, (by_carry, by_recurrent, drive))
 
 
 def _advance(
-    plan: _Plan,
+    gate: Callable[[Carry, Gates, Gates], Carry],
     weights: _Joined,
     carry: Carry,
     projected: Gates,
@@ -373,7 +389,7 @@ def _advance(
     """One step number by number: biases, gate, and the old carry where the step is not valid."""
     projected = tuple(map(_add, projected, weights.biases))
     recurrent = tuple(map(_add, recurrent, weights.recurrent_biases))
-    new = plan.gate(carry, projected, recurrent)
+    new = gate(carry, projected, recurrent)
     new = tuple(part.astype(old.dtype) for part, old in zip(new, carry))
     if valid is None:
         return new
@@ -384,6 +400,7 @@ def _derivatives(
     plan: _Plan,
     weights: _Joined,
     carry: Carry,
+    after: Carry,
     projected: Gates,
     recurrent: Gates,
     valid: jax.Array | None,
@@ -395,17 +412,28 @@ def _derivatives(
     """
     table = []
     for index in range(len(carry)):
+        gate, given = _source(plan, index, carry, after)
 
-        def part(carry, projected, recurrent, index=index):
-            return _advance(plan, weights, carry, projected, recurrent, valid)[index]
+        def part(given, projected, recurrent, index=index, gate=gate):
+            return _advance(gate, weights, given, projected, recurrent, valid)[index]
 
-        value, pullback = jax.vjp(part, carry, tuple(projected), tuple(recurrent))
+        value, pullback = jax.vjp(part, given, tuple(projected), tuple(recurrent))
         derivatives = jax.tree.leaves(pullback(jnp.ones_like(value)))
         used = plan.uses[index] | (set() if valid is None else {index})
         table.append([d if place in used else None for place, d in enumerate(derivatives)])
     first, second = len(carry), len(carry) + len(projected)
     columns = slice(0, first), slice(first, second), slice(second, None)
     return tuple([row[column] for row in table] for column in columns)
+
+
+def _source(
+    plan: _Plan, index: int, before: Carry, after: Carry
+) -> tuple[Callable[[Carry, Gates, Gates], Carry], Carry]:
+    """The equations of a part of the new carry, and the parts in them: those before the step or,
+    where h is read off them, the new ones."""
+    if plan.read is None or index < len(before) - 1:
+        return plan.gate, before
+    return plan.read, (*after[:index], before[index])
 
 
 def _project(plan: _Plan, weights: _Joined, inputs: jax.Array) -> Gates:
