@@ -84,7 +84,7 @@ def test_the_functional_gru_and_back():
 
 def test_wrong_functional_params_are_named():
     params = initialize_gru_params(jax.random.key(0), IN, HIDDEN)
-    with pytest.raises(ValueError, match=r"lack 'Ur'; they hold Uh, Uz, Wh"):
+    with pytest.raises(ValueError, match=r"'Ur' is missing; found Uh, Uz, Wh"):
         convert.gru_from_functional({k: v for k, v in params.items() if k != "Ur"})
     with pytest.raises(ValueError, match=r"'Wh' .* has shape \(3, 4\); expected \(4, 3\).*transp"):
         convert.gru_from_functional(params | {"Wh": params["Wh"].T})
@@ -364,7 +364,7 @@ def test_linen_cells(kind):
 def test_wrong_linen_params_are_named():
     cell = linen.GRUCell(HIDDEN)
     params = cell.init(jax.random.key(0), jnp.zeros(HIDDEN), jnp.zeros(IN))["params"]
-    with pytest.raises(ValueError, match=r"lack 'hn.bias'"):
+    with pytest.raises(ValueError, match=r"'hn.bias' is missing"):
         convert.from_linen({**params, "hn": {"kernel": params["hn"]["kernel"]}})
     with pytest.raises(ValueError, match=r"'hz.kernel' .* has shape \(3, 4\); expected \(4, 4\)"):
         convert.from_linen({**params, "hz": {"kernel": jnp.zeros((3, 4))}})
@@ -390,7 +390,7 @@ def test_nnx_modules(kind):
 
 
 def test_what_flax_lacks_is_named():
-    with pytest.raises(TypeError, match=r"from_nnx got a flax.*Linear"):
+    with pytest.raises(TypeError, match=r"from_nnx got a Linear of flax"):
         convert.from_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"reset_after=False, and flax.nnx"):
         convert.to_nnx(make(GRUCell, reset_after=False))
@@ -475,12 +475,14 @@ def test_a_cell_with_other_weights_than_its_own_is_not_exported(export):
         export(too_wide)
     with_bias = cell()
     with_bias.dense_h = nnx.Linear(HIDDEN, 3 * HIDDEN, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"the GRUCell holds 'dense_h.bias', which a conversion"):
+    with pytest.raises(
+        ValueError, match=r"the GRUCell: 'dense_h.bias' would be lost in a conversion"
+    ):
         export(with_bias)
     if export is not convert.gru_to_functional:
         lacking = cell()
         lacking.b_hn = None
-        with pytest.raises(ValueError, match=r"the GRUCell lack 'b_hn'"):
+        with pytest.raises(ValueError, match=r"the GRUCell: 'b_hn' is missing"):
             export(lacking)
 
 
@@ -520,7 +522,7 @@ def test_a_torch_weight_that_is_missing_or_misshapen_is_named():
         convert.from_torch(broken(state))(inputs(5, 2, IN)),
         convert.from_torch(module)(inputs(5, 2, IN)),
     )
-    with pytest.raises(ValueError, match=r"the torch state_dict lack 'bias_hh_l0'"):
+    with pytest.raises(ValueError, match=r"the torch state_dict: 'bias_hh_l0' is missing"):
         convert.from_torch(broken({k: v for k, v in state.items() if k != "bias_hh_l0"}))
     turned = state | {"weight_ih_l0": state["weight_ih_l0"].T}
     with pytest.raises(ValueError, match=r"'weight_ih_l0' .* \(3, 12\); .*It looks transposed"):

@@ -285,7 +285,7 @@ def test_a_network_that_the_page_cannot_run_is_refused(arguments, error, message
 
 def test_a_layer_without_a_second_direction_or_weights_that_diverged_are_refused():
     both, readout = network()
-    with pytest.raises(TypeError, match="layer is a RNN; expected a Bidirectional"):
+    with pytest.raises(TypeError, match="layer is an RNN; expected a Bidirectional"):
         explorers.DrawExplorer(both.forward_rnn, readout, np.zeros((10, 40)))
     with pytest.raises(ValueError, match="beyond the slider"):
         explorers.DrawExplorer(both, readout, np.full((10, 40), 5.5))

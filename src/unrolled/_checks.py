@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import sys
+import warnings
 from typing import Any
 
 import jax
@@ -85,4 +87,21 @@ def describe(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     shown = repr(value)
-    return shown if len(shown) <= 40 else f"a {type(value).__name__}"
+    return shown if len(shown) <= 40 else kind_of(value)
+
+
+def kind_of(value: Any) -> str:
+    """What sort of thing a value is, in words: "a GRUCell", "an int", "an RNN"."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return "a single array"
+    name = type(value).__name__
+    spelled_out = name[:2].isupper() and name[0] in "FHLMNRSX"  # an R-N-N, but a GRU
+    return f"an {name}" if spelled_out or name[0] in "AEIOaeio" else f"a {name}"
+
+
+def warn(message: str) -> None:
+    """Warn, and point at the first line outside this package and Flax."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("unrolled", "flax"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -32,6 +32,7 @@ from unrolled._checks import (
     check_key,
     describe,
     floating_dtype,
+    kind_of,
     shape_of,
     whole_number,
 )
@@ -416,15 +417,14 @@ class _FeatureCell(RNNCellBase):
         mend = f"cell.initialize_carry({shape}) makes a fitting one."
         names = self.carry_names
         if len(names) > 1 and not (isinstance(carry, (tuple, list)) and len(carry) == len(names)):
-            kind = "single array" if isinstance(carry, jax.Array) else type(carry).__name__
             raise ValueError(
-                f"{name}: the carry is a {kind}; expected the pair "
+                f"{name}: the carry is {kind_of(carry)}; expected the pair "
                 f"({', '.join(names)}), each of shape {wanted}; {mend}"
             )
         for part_name, part in zip(names, carry if len(names) > 1 else (carry,)):
             if isinstance(part, (tuple, list, dict)):
                 raise ValueError(
-                    f"{name}: the carry's {part_name} is a {type(part).__name__}; expected one "
+                    f"{name}: the carry's {part_name} is {kind_of(part)}; expected one "
                     f"array of shape {wanted}; {mend}"
                 )
             part_shape = shape_of(f"{name}: the carry's {part_name}", part)
@@ -1056,7 +1056,7 @@ class LearnedCarry(RNNCellBase):
         if input_shape is None:
             if not hasattr(cell, "in_features"):
                 raise ValueError(
-                    f"a {type(cell).__name__} does not say its in_features; expected input_shape, "
+                    f"{kind_of(cell)} does not say its in_features; expected input_shape, "
                     "the shape of one input without batch."
                 )
             input_shape = (cell.in_features,)

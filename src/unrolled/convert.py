@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unrolled._checks import describe, shape_of
+from unrolled._checks import describe, kind_of, shape_of
 from unrolled.cells import GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
 from unrolled.gru import PARAMETER_SHAPES
 from unrolled.layers import RNN, Bidirectional, StackedRNN
@@ -287,8 +287,7 @@ def _torch_state(module: Any) -> Mapping[str, Any]:
     known = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
     if not hasattr(module, "state_dict") or not hasattr(module, "hidden_size"):
         raise TypeError(
-            f"from_torch got a {type(module).__name__}; expected one of torch.nn's "
-            f"{', '.join(known)}."
+            f"from_torch got {kind_of(module)}; expected one of torch.nn's {', '.join(known)}."
         )
     return module.state_dict()
 
@@ -629,7 +628,7 @@ def from_nnx(module: Any) -> Any:
                 w["b_hn"] = np.zeros(module.hidden_features, module.param_dtype)
             return _load(cell, w)
     raise TypeError(
-        f"from_nnx got a {type(module).__module__}.{type(module).__name__}; expected flax.nnx's "
+        f"from_nnx got {kind_of(module)} of {type(module).__module__}; expected flax.nnx's "
         "SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell, RNN or Bidirectional."
     )
 
@@ -757,7 +756,7 @@ def _weight(
 ) -> np.ndarray:
     """Return one weight, or say which is missing or has the wrong shape."""
     if name not in weights:
-        raise ValueError(f"{source} lack {name!r}; they hold {', '.join(sorted(weights))}.")
+        raise ValueError(f"{source}: {name!r} is missing; found {', '.join(sorted(weights))}.")
     array = _to_numpy(weights[name])
     if array.shape != tuple(shape):
         raise ValueError(
@@ -771,7 +770,7 @@ def _check_no_other(weights: Mapping[str, Any], known: Mapping[str, Any], source
     other = sorted(set(weights) - set(known))
     if other:
         raise ValueError(
-            f"{source} holds {', '.join(map(repr, other))}, which a conversion would lose; "
+            f"{source}: {', '.join(map(repr, other))} would be lost in a conversion; "
             f"expected {', '.join(map(repr, known))} alone."
         )
 
@@ -802,7 +801,7 @@ def _check_mapping(params: Any, source: str) -> None:
 def _check_kind(value: Any, kinds: tuple[type, ...], function: str) -> None:
     if not isinstance(value, kinds):
         names = ", ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{function} got a {type(value).__name__}; expected one of {names}.")
+        raise TypeError(f"{function} got {kind_of(value)}; expected one of {names}.")
 
 
 def _check_activations(cell: Any, target: str, simple: tuple[Any, ...] = (nnx.tanh,)) -> None:

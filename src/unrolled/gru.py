@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._checks import check_key, describe
+from unrolled._checks import check_key, describe, kind_of
 
 Params = Mapping[str, jax.Array]
 
@@ -212,7 +212,7 @@ def _check_params(params: Params) -> tuple[int, int]:
     """Return (hidden_dim, input_dim), or say which parameter is wrong and how to mend it."""
     if not isinstance(params, Mapping):
         raise TypeError(
-            f"params is a {type(params).__name__}; expected a dict of arrays as "
+            f"params is {kind_of(params)}; expected a dict of arrays as "
             "initialize_gru_params returns it."
         )
     missing = [name for name in PARAMETER_SHAPES if name not in params]
@@ -240,9 +240,7 @@ def _check_array(
 ) -> None:
     """Raise unless `value` is a floating array of the expected shape; None admits any size."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(
-            f"{name} is a {type(value).__name__}; expected an array: use jnp.asarray({name})."
-        )
+        raise TypeError(f"{name} is {kind_of(value)}; expected an array: use jnp.asarray({name}).")
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
             f"{name} has dtype {value.dtype}; expected a floating dtype: "

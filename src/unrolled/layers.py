@@ -8,17 +8,15 @@ that hold random streams or state of their own (chapters 8 to 10).
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from unrolled._checks import as_array, describe
+from unrolled._checks import as_array, describe, kind_of, warn
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
@@ -287,7 +285,7 @@ def _scan_cell(
         result = cell(carry, x)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
-                f"{type(cell).__name__} returned a {_kind(result)}; expected the pair "
+                f"{type(cell).__name__} returned {kind_of(result)}; expected the pair "
                 "(new_carry, output)."
             )
         state = dict(nnx.to_flat_state(nnx.state(cell)))
@@ -439,11 +437,6 @@ def _settle_carry(initial: Any, after: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(after), settled)
 
 
-def _kind(value: Any) -> str:
-    """What to call a value in an error."""
-    return "single array" if isinstance(value, (jax.Array, np.ndarray)) else type(value).__name__
-
-
 def _move_axis(tree: Any, source: int, destination: int) -> Any:
     return jax.tree.map(lambda array: jnp.moveaxis(array, source, destination), tree)
 
@@ -496,7 +489,7 @@ def _check_cell(cell: Any) -> None:
         )
     if not (callable(cell) and hasattr(cell, "initialize_carry")):
         raise TypeError(
-            f"RNN got a {type(cell).__name__}; expected a cell: a module with __call__(carry, "
+            f"RNN got {kind_of(cell)}; expected a cell: a module with __call__(carry, "
             "inputs) and initialize_carry(input_shape, rngs), GRUCell for example. To run one "
             "layer after another, see StackedRNN."
         )
@@ -513,7 +506,7 @@ def _carry_stream(rngs: Any) -> nnx.RngStream | None:
     if isinstance(rngs, nnx.RngStream):
         return rngs
     raise TypeError(
-        f"rngs is a {type(rngs).__name__}; expected nnx.Rngs(0) for example, one stream of it, "
+        f"rngs is {kind_of(rngs)}; expected nnx.Rngs(0) for example, one stream of it, "
         "True or False."
     )
 
@@ -613,7 +606,7 @@ class Bidirectional(nnx.Module):
             initial_carry = (None, None)
         if not (isinstance(initial_carry, (tuple, list)) and len(initial_carry) == 2):
             raise ValueError(
-                f"initial_carry is a {_kind(initial_carry)}; expected the pair (forward "
+                f"initial_carry is {kind_of(initial_carry)}; expected the pair (forward "
                 "carry, backward carry) of a bidirectional layer."
             )
         run = {
@@ -678,10 +671,9 @@ def _check_pair(forward_rnn: Any, backward_rnn: Any) -> None:
             f"{features[1]}; expected the same, since both read the same inputs."
         )
     if forward_rnn is backward_rnn:
-        warnings.warn(
+        warn(
             "forward_rnn and backward_rnn are one object and share their parameters. If that is "
-            "not intended, make two.",
-            stacklevel=3,
+            "not intended, make two."
         )
 
 
@@ -788,7 +780,7 @@ class StackedRNN(nnx.Module):
             initial_carry = [None] * len(self.layers)
         if not isinstance(initial_carry, (tuple, list)) or len(initial_carry) != len(self.layers):
             raise ValueError(
-                f"initial_carry is a {_kind(initial_carry)} that does not hold one carry "
+                f"initial_carry is {kind_of(initial_carry)} that does not hold one carry "
                 f"for each layer; expected a tuple of {len(self.layers)}, from the bottom up."
             )
         outputs, carries = inputs, []

@@ -67,7 +67,7 @@ def check_seq_lengths(
         )
     if lengths.size and num_steps is not None and lengths.max() > num_steps:
         raise ValueError(
-            f"seq_lengths holds {lengths.max()}, but the time axis has only {num_steps} steps; "
+            f"seq_lengths holds {lengths.max()}, but the time axis has length {num_steps}; "
             "expected lengths within it. Is time_major set as the inputs are laid out?"
         )
     return jnp.asarray(lengths, jnp.int32)
@@ -250,8 +250,8 @@ def _with_time(inputs: Any, num_batch_dims: Any) -> tuple[jax.Array, int]:
     num_batch_dims = whole_number("num_batch_dims", num_batch_dims, least=0)
     if inputs.ndim < num_batch_dims + 1:
         raise ValueError(
-            f"inputs has shape {inputs.shape}; expected {num_batch_dims} batch dimensions and a "
-            "time axis at least."
+            f"inputs has shape {inputs.shape}; expected at least {num_batch_dims + 1} dimensions: "
+            f"{num_batch_dims} for the batch, one for time."
         )
     return inputs, num_batch_dims
 
@@ -319,9 +319,11 @@ def pad_sequences(
     except TypeError:  # NumPy knows nothing above both bfloat16 and float16; JAX does
         dtype = jnp.result_type(*arrays)
     try:
-        if np.issubdtype(dtype, np.integer) and not np.all(np.isfinite(fill)):
+        with np.errstate(invalid="ignore"):  # NaN as a whole number
+            cast = np.asarray(fill).astype(dtype)
+        if np.issubdtype(dtype, np.integer) and np.any(cast != fill):
             raise ValueError
-        padded = np.full(shape, fill, dtype)  # (batch, time, *features)
+        padded = np.full(shape, cast, dtype)  # (batch, time, *features)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"fill is {describe(fill)}; expected a number that the sequences' dtype {dtype} holds."

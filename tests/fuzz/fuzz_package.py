@@ -73,7 +73,7 @@ def answer(function, *args, **kwargs):
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         if os.sep + "unrolled" + os.sep not in innermost.replace("/lab/", "/"):
             raise  # the package let it through to somewhere else
-        words = ("expected", "needs", "pass ", "use ", "cut it", "they hold")
+        words = ("expected", "needs", "pass ", "use ", "cut it", "is missing; found")
         message = str(error).lower()
         assert any(word in message for word in words), f"not a clear message: {error}"
         return error

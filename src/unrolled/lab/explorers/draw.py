@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from unrolled._checks import kind_of
 from unrolled.cells import GRUCell
 from unrolled.lab.explorers._base import Explorer, check_whole
 from unrolled.layers import Bidirectional
@@ -57,12 +58,12 @@ class DrawExplorer(Explorer):
         step: int = 20,
     ):
         if not isinstance(layer, Bidirectional):
-            raise TypeError(f"layer is a {type(layer).__name__}; expected a Bidirectional.")
+            raise TypeError(f"layer is {kind_of(layer)}; expected a Bidirectional.")
         cells = {"forward": layer.forward_rnn.cell, "backward": layer.backward_rnn.cell}
         for direction, cell in cells.items():
             if not isinstance(cell, GRUCell) or not cell.reset_after:
                 raise TypeError(
-                    f"the {direction} cell is a {type(cell).__name__}; expected a GRUCell with "
+                    f"the {direction} cell is {kind_of(cell)}; expected a GRUCell with "
                     "reset_after=True."
                 )
             if cell.in_features != 1:

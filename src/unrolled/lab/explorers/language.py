@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from unrolled._checks import kind_of
 from unrolled.cells import GRUCell
 from unrolled.lab.explorers._base import Explorer, check_within
 from unrolled.lab.language import CHARACTERS
@@ -134,8 +135,7 @@ def _gru_cell(layer: Any) -> GRUCell:
     cell = layer.cell if isinstance(layer, RNN) else layer
     if not isinstance(cell, GRUCell) or not cell.reset_after:
         raise TypeError(
-            f"a layer is a {type(cell).__name__}; expected an RNN around a GRUCell with "
-            "reset_after=True."
+            f"a layer is {kind_of(cell)}; expected an RNN around a GRUCell with reset_after=True."
         )
     return cell
 
