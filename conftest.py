@@ -7,6 +7,7 @@ import io
 import os
 from pathlib import Path
 
+import jaxlib.version as jaxlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,9 +22,12 @@ def quick_compilation(level: int) -> str:
 
     At level 0 a program then runs much slower, at level 1 nearly as fast as a fully optimised one.
     """
+    emitters = (
+        "--xla_cpu_use_fusion_emitters=false " if jaxlib.__version_info__ < (0, 11, 1) else ""
+    )
     return (
         f"--xla_backend_optimization_level={level} --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        f"{emitters}--xla_cpu_parallel_codegen_split_count=1"
     )
 
 

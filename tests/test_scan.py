@@ -296,7 +296,6 @@ def test_cells_it_cannot_know_run_by_the_plain_scan():
 
 
 @needs_the_fast_scan
-@needs_the_fast_scan
 @pytest.mark.parametrize("kind", ["lstm", "lstm optimized"])
 def test_the_derivative_of_h_goes_through_the_new_memory(kind, small_chunks):
     """Six coefficients a step instead of nine; a gate of one's own is differentiated as it is."""
@@ -328,6 +327,7 @@ def test_the_derivative_of_h_goes_through_the_new_memory(kind, small_chunks):
     close(*(run_and_differentiate(c, x, carry, None, jnp.ones(())) for c in (own, plain(own))))
 
 
+@needs_the_fast_scan
 def test_a_jax_that_cannot_transpose_it_runs_the_plain_scan(monkeypatch):
     cell = make_cell("gru")
     assert _fast_recurrence(cell, make_carry(cell, (2,))) is not None
