@@ -138,6 +138,26 @@ def test_the_height_of_an_equation_is_known_before_it_is_drawn():
     assert 1 < heights[0] < heights[1]
 
 
+def test_a_long_name_in_a_table_may_go_on_in_the_next_line():
+    pages = load("unrolled_pages")
+    cell = '<td><p><code><span class="pre">{}</span></code> at h_t.x</p></td>'
+    table = cell.format("jax.lax.while_loop") + cell.format("params[&quot;Wz&quot;]")
+    broken = cell.format("jax.<wbr>lax.<wbr>while_<wbr>loop")
+    broken += cell.format("params[<wbr>&quot;Wz&quot;]")
+    assert pages.TABLE_CELL.sub(pages.breakable, table) == broken
+
+
+def test_a_comma_stays_with_its_own_equation_where_the_same_comma_stands_before():
+    nodes = docutils.nodes
+    page = docutils.utils.new_document("page")
+    parts = [nodes.literal("", "W"), nodes.Text(", "), nodes.literal("", "U"), nodes.Text(" are ")]
+    parts += [nodes.math("", "(4H, D)"), nodes.Text(", "), nodes.math("", "(4H, H)")]
+    page += nodes.paragraph("", "", *parts)
+    load("unrolled_math").keep_punctuation(None, page, "page")
+    assert page.astext() == "W, U are (4H, D), (4H, H)"
+    assert [unit.astext() for unit in page.findall(nodes.inline)] == ["(4H, D),"]
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapters_equations_and_figures_are_numbered_in_order(chapter):
     number = int(chapter.name[:2])

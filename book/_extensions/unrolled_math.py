@@ -94,8 +94,10 @@ def keep_punctuation(app: Sphinx, doctree: nodes.document, page: str) -> None:
         if mark:
             unit = nodes.inline("", "", classes=["no-break"])
             parent = math.parent
-            parent.replace(after, nodes.Text(after[mark.end() :]))
-            parent.replace(math, unit)
+            # By place: `replace` looks for an equal text, and would take an earlier ", " for it.
+            place = next(i for i, node in enumerate(parent.children) if node is math)
+            parent[place] = unit
+            parent[place + 1] = nodes.Text(after[mark.end() :])
             unit += [math, nodes.Text(mark[0])]
 
 

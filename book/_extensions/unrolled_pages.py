@@ -53,6 +53,9 @@ HEAVY_EXPLORER = re.compile(
     r"(?P<end>[^>]*>.*?</(?P=tag)>\s*)<script>(?P<script>.*?)</script>",
     re.DOTALL,
 )
+TABLE_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+LITERAL = re.compile(r'(?<=<span class="pre">)[^<]+')
+INSIDE_A_NAME = re.compile(r"(?<=[._(\[])(?=[\w&])")  # &: a quotation mark
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
 
 
@@ -70,7 +73,7 @@ def page_context(
         numbers = count()
         body = PARAGRAPH.sub(sized_text, CODE.sub(lighter, context["body"]))
         body = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
-        body = HIGHLIGHTED.sub(named, body)
+        body = TABLE_CELL.sub(breakable, HIGHLIGHTED.sub(named, body))
         context["body"] = HEAVY_EXPLORER.sub(partial(later, app, page), body)
 
 
@@ -86,6 +89,11 @@ def named(block: re.Match[str]) -> str:
     """Return the start of a block of code, named: the keyboard stops there where it is wide."""
     name = "Output" if "output" in block[1].split() else "Code"
     return f'{block[0][:-1]} role="group" aria-label="{name}">'
+
+
+def breakable(cell: re.Match[str]) -> str:
+    """Return a table's cell whose long names may go on in the next line, as a phone needs it."""
+    return LITERAL.sub(lambda name: INSIDE_A_NAME.sub("<wbr>", name[0]), cell[0])
 
 
 def sized_text(paragraph: re.Match[str]) -> str:
