@@ -54,7 +54,7 @@ def _join(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     return np.concatenate([forward, backward], axis=-1)
 
 
-@exercise("10.1", "both ends by hand", "easy")
+@exercise("10.1", "Both ends by hand", "easy")
 def both_ways(function: Callable) -> str:
     for shape, sizes in [((3, 4, 2), (2, 3)), ((2, 5, 3), (2, 2))]:
         inputs = np.random.default_rng(101).normal(size=shape).astype(np.float32)
@@ -111,7 +111,7 @@ def _run_layers(
     return result
 
 
-@exercise("10.2", "a summary of the whole", "medium")
+@exercise("10.2", "A summary of the whole", "medium")
 def summary(function: Callable) -> str:
     first, second = _Fading(2, 3, 3), _Fading(2, 3, 4)
     rng = np.random.default_rng(102)
@@ -158,7 +158,7 @@ def summary(function: Callable) -> str:
     )
 
 
-@exercise("10.3", "everything but this", "hard")
+@exercise("10.3", "Everything but this", "hard")
 def all_but_this(function: Callable) -> str:
     for shape in [(3, 5, 2), (2, 1, 2)]:
         inputs = np.random.default_rng(103).normal(size=shape).astype(np.float32)
@@ -239,7 +239,7 @@ def _shift(states: np.ndarray, steps: int) -> np.ndarray:
     return shifted
 
 
-@exercise("10.4", "undo the shuffle", "open")
+@exercise("10.4", "Undo the shuffle", "open")
 def unshuffle(function: Callable) -> str:
     for seed, num_steps in [(1, 40), (2, 25)]:
         rng = np.random.default_rng((104, seed))
@@ -293,7 +293,7 @@ def _smooth(rng: np.random.Generator, count: int, num_steps: int) -> np.ndarray:
 UPDATES, BUDGET = 300, 1500  # updates of the capstone's training, parameters
 
 
-@exercise("10.5", "a smaller reader", "open")
+@exercise("10.5", "A smaller reader", "open")
 def make_reader(function: Callable) -> str:
     network = Network(function)
     network.expect_scores((5, 10), np.zeros((5, 40, 1), np.float32))

@@ -24,7 +24,7 @@ from unrolled.lab.exercises._base import (
 AXIS = "devices"
 
 
-@exercise("13.1", "who holds what", "easy")
+@exercise("13.1", "Who holds what", "easy")
 def share(function: Callable) -> str:
     mesh = {"data": 2, "model": 4}
     cases = [
@@ -102,7 +102,7 @@ def _expect_share(result: tuple, shape: tuple, spec: tuple, mesh: dict, call: st
     raise Wrong(f"{call} is {result}; expected another. Go through the dimensions one by one.")
 
 
-@exercise("13.2", "a mean over unequal shares", "medium")
+@exercise("13.2", "A mean over unequal shares", "medium")
 def mean_loss(function: Callable) -> str:
     rng = np.random.default_rng(132)
     losses = rng.uniform(0.5, 3.0, size=(4, 6)).astype(np.float32)
@@ -161,7 +161,7 @@ def mean_loss(function: Callable) -> str:
 UNITS, SHARES, INPUTS = 12, 4, 3
 
 
-@exercise("13.3", "a GRU in pieces", "hard")
+@exercise("13.3", "A GRU in pieces", "hard")
 def gru_share(function: Callable) -> str:
     params = initialize_gru_params(jax.random.key(13), INPUTS, UNITS, scale=0.7)
     params = {
@@ -246,7 +246,7 @@ DEVICES, SIZE = 8, 512
 EXACT = 2 * (DEVICES - 1) / DEVICES * 4 * SIZE  # bytes that a sum of float32 numbers sends
 
 
-@exercise("13.4", "fewer bytes", "open")
+@exercise("13.4", "Fewer bytes", "open")
 def exchange(function: Callable) -> str:
     gradients = np.random.default_rng(134).normal(size=(DEVICES, SIZE)).astype(np.float32)
     gradients *= np.exp(0.5 * np.random.default_rng(135).normal(size=SIZE)).astype(np.float32)

@@ -22,7 +22,7 @@ from unrolled.lab.exercises._base import (
 from unrolled.lab.language import ngram_bits
 
 
-@exercise("14.1", "bits per character", "easy")
+@exercise("14.1", "Bits per character", "easy")
 def bits_per_character(function: Callable) -> str:
     rng = np.random.default_rng(141)
     for rows, size in ((5, 4), (40, 96)):
@@ -65,7 +65,7 @@ def bits_per_character(function: Callable) -> str:
     )
 
 
-@exercise("14.2", "leave out the tail", "medium")
+@exercise("14.2", "Leave out the tail", "medium")
 def nucleus(function: Callable) -> str:
     cases = [
         ([0.4, 0.3, 0.2, 0.1], 0.55),
@@ -130,7 +130,7 @@ def _keeping_smallest(given: np.ndarray, mass: float) -> np.ndarray:
     return result
 
 
-@exercise("14.3", "the gradient across a cut", "hard")
+@exercise("14.3", "The gradient across a cut", "hard")
 def across_the_cut(function: Callable) -> str:
     rng = np.random.default_rng(143)
     U, W = (jnp.asarray(0.6 * rng.normal(size=shape), jnp.float32) for shape in ((3, 3), (3, 2)))
@@ -246,7 +246,7 @@ def brackets(length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(codes[:length], np.int32), np.array(bits[:length])
 
 
-@exercise("14.4", "a language model of your own", "open")
+@exercise("14.4", "A language model of your own", "open")
 def own_model(function: Callable) -> str:
     train, _ = brackets(TRAIN, 144)
     test, entropy = brackets(TEST, 145)

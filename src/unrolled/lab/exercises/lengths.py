@@ -36,7 +36,7 @@ def _ragged(seed: int, *features: int, padding: float) -> np.ndarray:
     return np.where(mask, values, padding).astype(np.float32)
 
 
-@exercise("9.1", "the mean of what is there", "easy")
+@exercise("9.1", "The mean of what is there", "easy")
 def mean_over_time(function: Callable) -> str:
     outputs = _ragged(91, 3, padding=7.0)
     shape = (4, 3)
@@ -112,7 +112,7 @@ def _read(start: np.ndarray, inputs: np.ndarray, order: str) -> tuple[np.ndarray
     return carries, outputs
 
 
-@exercise("9.2", "backwards without a flip", "medium")
+@exercise("9.2", "Backwards without a flip", "medium")
 def read_backwards(function: Callable) -> str:
     rng = np.random.default_rng(92)
     inputs = _ragged(92, 2, padding=5.0)
@@ -196,7 +196,7 @@ def read_backwards(function: Callable) -> str:
     )
 
 
-@exercise("9.3", "attention", "hard")
+@exercise("9.3", "Attention", "hard")
 def attend(function: Callable) -> str:
     scores, outputs = _ragged(931, padding=3.0), _ragged(932, 3, padding=-4.0)
     result = np.asarray(_numbers(run(function, *map(jnp.asarray, (scores, outputs, LENGTHS)))))
@@ -301,7 +301,7 @@ def _check_attention_gradients(function: Callable, expected: np.ndarray) -> None
             raise Wrong(f"The gradient by the {name} is zero everywhere: nothing can be learned.")
 
 
-@exercise("9.4", "less padding", "open")
+@exercise("9.4", "Less padding", "open")
 def make_batches(function: Callable) -> str:
     lengths = np.random.default_rng(94).integers(7, 27, size=270).astype(np.int32)
     batches = _batches(function, lengths, seed=1)
@@ -383,7 +383,7 @@ SPEAKERS = 9
 HALF = 2900  # parameters, half of the chapter's network
 
 
-@exercise("9.5", "a listener you can trust", "open")
+@exercise("9.5", "A listener you can trust", "open")
 def make_listener(function: Callable) -> str:
     network = Network(function)
     utterances, speakers = japanese_vowels("train")

@@ -22,7 +22,7 @@ from unrolled.lab.exercises._base import (
 )
 
 
-@exercise("12.1", "a queue as a tree", "easy")
+@exercise("12.1", "A queue as a tree", "easy")
 def queue_then(function: Callable) -> str:
     generator = np.random.default_rng(121)
     a1, b1, a2, b2 = generator.normal(size=(4, 3, 5)).astype(np.float32)
@@ -98,7 +98,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
     return tuple(result)
 
 
-@exercise("12.2", "many sequences in one row", "medium")
+@exercise("12.2", "Many sequences in one row", "medium")
 def packed_recurrence(function: Callable) -> str:
     generator = np.random.default_rng(122)
     a = generator.uniform(0.5, 1.5, size=(12, 3)).astype(np.float32)
@@ -163,7 +163,7 @@ def _recurrence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack(states)
 
 
-@exercise("12.3", "where floats end", "hard")
+@exercise("12.3", "Where floats end", "hard")
 def log_recurrence(function: Callable) -> str:
     generator = np.random.default_rng(123)
     mild = generator.normal(size=(2, 9)).astype(np.float32)
@@ -251,7 +251,7 @@ STEPS, HIDDEN, GOAL = 128, 8, 75
 GRUS = {"calm": 1.0, "edge": 3.0, "wild": 4.0}  # name -> gain of the recurrent weights
 
 
-@exercise("12.4", "a sweep that keeps its head", "open")
+@exercise("12.4", "A sweep that keeps its head", "open")
 def improve(function: Callable) -> str:
     inputs = jnp.asarray(np.random.default_rng(124).normal(size=(STEPS, 4)), jnp.float32)
     initial_h = jnp.zeros(HIDDEN)

@@ -47,7 +47,7 @@ def _fade(inputs: np.ndarray, start: float | np.ndarray = _Fading.start, axis: i
     return carry, np.moveaxis(np.stack(outputs), 0, axis)
 
 
-@exercise("8.1", "the heart of the layer", "easy")
+@exercise("8.1", "The heart of the layer", "easy")
 def run_over_time(function: Callable) -> str:
     rng = np.random.default_rng(81)
     for shape in [(2, 4, 3), (4, 3), (5, 2, 4, 3)]:
@@ -137,7 +137,7 @@ class _SpyLayer:
         return (jnp.asarray(carry), outputs) if return_carry else outputs
 
 
-@exercise("8.2", "in pieces", "medium")
+@exercise("8.2", "In pieces", "medium")
 def run_in_chunks(function: Callable) -> str:
     rng = np.random.default_rng(82)
     for num_steps, chunk_size in [(6, 3), (8, 3), (2, 5)]:
@@ -214,7 +214,7 @@ class _Replace(unrolled.RNNCellBase):
         return jnp.zeros(input_shape)
 
 
-@exercise("8.3", "zoneout", "hard")
+@exercise("8.3", "Zoneout", "hard")
 def zoneout(make: Callable) -> str:
     if not isinstance(make, type):
         raise Wrong("Pass the class itself, `Zoneout`, without calling it.")
@@ -303,7 +303,7 @@ def _check_zoneout_in_use(cell, old, x, new, rate) -> None:
     )
 
 
-@exercise("8.4", "a cell that nobody has written", "open")
+@exercise("8.4", "A cell that nobody has written", "open")
 def own_cell(cell: Any) -> str:
     if isinstance(cell, type):
         raise Wrong("Pass a cell, not its class: make one, for 3 input features.")

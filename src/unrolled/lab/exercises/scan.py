@@ -19,7 +19,7 @@ from unrolled.lab.exercises._base import (
 )
 
 
-@exercise("3.1", "the highest so far", "easy")
+@exercise("3.1", "The highest so far", "easy")
 def running_max(function: Callable) -> str:
     xs = np.array([-3.0, -5.0, -1.0, -2.0, -1.5, 0.5, 0.25, 4.0, -7.0, 3.0], np.float32)
     result = run(function, jnp.asarray(xs))
@@ -73,7 +73,7 @@ def running_max(function: Callable) -> str:
     )
 
 
-@exercise("3.2", "let the gate be seen", "medium")
+@exercise("3.2", "Let the gate be seen", "medium")
 def gru_with_update_gate(function: Callable) -> str:
     params, initial_h, inputs = _gru(seed=32)
     steps, hidden = inputs.shape[0], initial_h.shape[0]
@@ -153,7 +153,7 @@ def gru_with_update_gate(function: Callable) -> str:
     )
 
 
-@exercise("3.3", "both directions in one scan", "hard")
+@exercise("3.3", "Both directions in one scan", "hard")
 def both_directions(function: Callable) -> str:
     forward_params, initial_h, inputs = _gru(seed=33)
     backward_params, _, _ = _gru(seed=34)
@@ -222,7 +222,7 @@ def both_directions(function: Callable) -> str:
     )
 
 
-@exercise("3.4", "a memory of eight numbers", "open")
+@exercise("3.4", "A memory of eight numbers", "open")
 def smooth(function: Callable) -> str:
     steps = 400
     random = np.random.default_rng(0)

@@ -28,7 +28,7 @@ from unrolled.layers import RNN
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 
 
-@exercise("11.1", "hoist an LSTM", "easy")
+@exercise("11.1", "Hoist an LSTM", "easy")
 def lstm_sequence(function: Callable) -> str:
     steps, batch, features, hidden = 5, 2, 3, 4
     rng = np.random.default_rng(111)
@@ -114,7 +114,7 @@ def _lstm(
     return c, h, np.stack(hidden), np.stack(memories)
 
 
-@exercise("11.2", "how large must the batch be?", "medium")
+@exercise("11.2", "How large must the batch be?", "medium")
 def smallest_batch(function: Callable) -> str:
     machines = [
         (512, 3, 4e11, 1e10),
@@ -192,7 +192,7 @@ def _smallest(
     return math.ceil(4 * ratio * gates * hidden / slope) if slope > 0 else math.inf
 
 
-@exercise("11.3", "the tangent of the simple cell", "hard")
+@exercise("11.3", "The tangent of the simple cell", "hard")
 def simple_tangents(function: Callable) -> str:
     steps, batch, features, hidden = 5, 2, 3, 4
     rng = np.random.default_rng(113)
@@ -284,7 +284,7 @@ def _simple_tangents(
     return np.stack(result)
 
 
-@exercise("11.4", "where unrolling pays", "open")
+@exercise("11.4", "Where unrolling pays", "open")
 def worth_unrolling(function: Callable) -> str:
     result = run(function)
     if not isinstance(result, tuple | list) or len(result) != 4:
@@ -335,7 +335,7 @@ def worth_unrolling(function: Callable) -> str:
 FEATURES, HIDDEN = 3, 5
 
 
-@exercise("11.5", "a fast cell of your own", "open")
+@exercise("11.5", "A fast cell of your own", "open")
 def own_cell(cell_class: Callable) -> str:
     if not TRANSPOSABLE:
         raise Wrong("The fast scan needs JAX 0.10 or newer; with yours every cell takes the other.")

@@ -44,7 +44,7 @@ def _time_major_case() -> tuple:
     return params, initial_h, inputs, right, from_zeros, one_start
 
 
-@exercise("4.1", "time first", "easy")
+@exercise("4.1", "Time first", "easy")
 def time_major(function) -> str:
     """Map over axis 1 of inputs, axis 0 of initial_h, and put the batch back at axis 1."""
     params, initial_h, inputs, right, from_zeros, one_start = _time_major_case()
@@ -116,7 +116,7 @@ def _norm_case() -> tuple:
     return params, initial_h, inputs, jax.jit(jax.jacrev(all_kinds))(initial_h)
 
 
-@exercise("4.2", "what the initial state is still worth", "medium")
+@exercise("4.2", "What the initial state is still worth", "medium")
 def initial_state_gradient(function) -> str:
     """The gradient of the final state's norm with respect to the initial state."""
     params, initial_h, inputs, slopes = _norm_case()
@@ -234,7 +234,7 @@ BACKWARD_MISTAKES = {
 }
 
 
-@exercise("4.3", "the other reset gate, backwards", "hard")
+@exercise("4.3", "The other reset gate, backwards", "hard")
 def reset_after_backward(function) -> str:
     """The gradient by h_prev of a GRU step whose reset gate acts after the matrix product."""
     params = _params()
@@ -274,7 +274,7 @@ def _budget_case(steps: int) -> tuple:
     return params, initial_h, inputs, outputs_h, gradient
 
 
-@exercise("4.4", "a gradient on a budget", "open")
+@exercise("4.4", "A gradient on a budget", "open")
 def memory_budget(function) -> str:
     """Any way to the final state whose gradient keeps to the budget, for every length."""
     steps = 37  # prime: no chunk length divides it
