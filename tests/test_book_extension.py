@@ -147,15 +147,16 @@ def test_a_long_name_in_a_table_may_go_on_in_the_next_line():
     assert pages.TABLE_CELL.sub(pages.breakable, table) == broken
 
 
-def test_a_comma_stays_with_its_own_equation_where_the_same_comma_stands_before():
+def test_brackets_and_commas_stay_with_their_own_equation_where_the_same_comma_stands_before():
     nodes = docutils.nodes
     page = docutils.utils.new_document("page")
     parts = [nodes.literal("", "W"), nodes.Text(", "), nodes.literal("", "U"), nodes.Text(" are ")]
-    parts += [nodes.math("", "(4H, D)"), nodes.Text(", "), nodes.math("", "(4H, H)")]
+    parts += [nodes.math("", "4H"), nodes.Text(", "), nodes.math("", "D"), nodes.Text(" (")]
+    parts += [nodes.math("", "H"), nodes.Text(" is one)")]
     page += nodes.paragraph("", "", *parts)
     load("unrolled_math").keep_punctuation(None, page, "page")
-    assert page.astext() == "W, U are (4H, D), (4H, H)"
-    assert [unit.astext() for unit in page.findall(nodes.inline)] == ["(4H, D),"]
+    assert page.astext() == "W, U are 4H, D (H is one)"
+    assert [unit.astext() for unit in page.findall(nodes.inline)] == ["4H,", "(H"]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

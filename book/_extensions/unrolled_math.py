@@ -23,6 +23,7 @@ KATEX = Path(__file__).resolve().parents[1] / "static/vendor/katex/katex.min.js"
 TYPESET = """(tex, displayMode) => JSON.stringify(
     katex.renderToString(tex, {displayMode, throwOnError: true, strict: 'error'}))"""
 TAG = re.compile(r"\\tag\{(.*?)\}")
+BRACKET = re.compile(r"[(\[‘“]+$")
 PUNCTUATION = re.compile(r"[,.;:!?)\]’”]+")
 HEIGHT = re.compile(r'class="katex-strut" style="height:([\d.]+)em')
 # KaTeX writes these, the last beside an equation's number; none is valid.
@@ -87,18 +88,24 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def keep_punctuation(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Let no line break between an equation and the comma or bracket after it."""
+    """Let no line break between an equation and the bracket before it, the comma after it."""
     for math in list(doctree.findall(nodes.math)):
-        after = math.next_node(descend=False, siblings=True, ascend=False)
+        line = math.parent
+        # By place: `index` and `replace` look for an equal text, and may find an earlier ", ".
+        place = next(i for i, node in enumerate(line.children) if node is math)
+        before, _, after = [None, *line.children, None][place : place + 3]
+        bracket = isinstance(before, nodes.Text) and BRACKET.search(before)
         mark = isinstance(after, nodes.Text) and PUNCTUATION.match(after)
-        if mark:
+        if bracket or mark:
             unit = nodes.inline("", "", classes=["no-break"])
-            parent = math.parent
-            # By place: `replace` looks for an equal text, and would take an earlier ", " for it.
-            place = next(i for i, node in enumerate(parent.children) if node is math)
-            parent[place] = unit
-            parent[place + 1] = nodes.Text(after[mark.end() :])
-            unit += [math, nodes.Text(mark[0])]
+            line[place] = unit
+            if bracket:
+                line[place - 1] = nodes.Text(before[: bracket.start()])
+                unit += nodes.Text(bracket[0])
+            unit += math
+            if mark:
+                line[place + 1] = nodes.Text(after[mark.end() :])
+                unit += nodes.Text(mark[0])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -12,6 +12,12 @@ class Pulse extends Explorer {
     { name: "bz", label: "Update gate’s bias", min: -8, max: 2, step: 0.5, color: "update" },
   ];
 
+  connectedCallback() {
+    super.connectedCallback();
+    // Eight boxes in one row, on a phone too: the last would seem left over in a row of its own.
+    this.shadowRoot.querySelector("fieldset").style.columnGap = ".3rem";
+  }
+
   compute(state) {
     const outputs_h = [];
     let h = 0;
