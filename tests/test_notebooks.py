@@ -115,6 +115,7 @@ BROKEN = {
     "without a caption": lambda book: book.cells.pop(2),
     "magic": lambda book: book.cells[1].update(source="%matplotlib inline\n1"),
     "without asserting its bound": lambda book: book.cells[3].update(source="print('x ≈ 1.25')"),
+    "takes for a comment": lambda book: book.cells[2].update(source="**Figure 1.1.** 9\n% of all."),
     "not the set-up cell": lambda book: book.cells[0].update(source="import unrolled"),
     "canonical form": lambda book: book.metadata.update(colab={"name": "x"}),
 }

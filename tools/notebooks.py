@@ -183,6 +183,13 @@ def problems(path: Path) -> list[str]:
         if re.search(r"^\s*[%!]", cell.source, re.MULTILINE):
             found.append(f"{where} uses a magic or a shell line; write Python")
         found += [f"{where} {problem}" for problem in _output_problems(notebook, index)]
+    for cell in notebook.cells:
+        prose = re.sub(r"^```.*?^```", "", cell.source, flags=re.MULTILINE | re.DOTALL)
+        if cell.cell_type == "markdown" and (hidden := re.search(r"^ *%.*", prose, re.MULTILINE)):
+            found.append(
+                "has a line that the book takes for a comment, since it begins with a percent "
+                f"sign: {hidden[0]!r}"
+            )
     if not found and dumps(canonical(notebook)) != path.read_text(encoding="utf-8"):
         found.append("is not in canonical form: run `make notebooks`")
     return found
