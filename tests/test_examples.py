@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def fork(module, arguments: list[str], output: Path) -> int:
             os.dup2(where, 2)
             sys.argv = [str(EXAMPLE), *SIZES, *arguments]
             code = module.main()
+        except Exception:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
