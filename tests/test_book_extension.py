@@ -142,8 +142,10 @@ def test_a_long_name_in_a_table_may_go_on_in_the_next_line():
     pages = load("unrolled_pages")
     cell = '<td><p><code><span class="pre">{}</span></code> at h_t.x</p></td>'
     table = cell.format("jax.lax.while_loop") + cell.format("params[&quot;Wz&quot;]")
-    broken = cell.format("jax.<wbr>lax.<wbr>while_<wbr>loop")
+    table += cell.format("jax.jit(f)") + cell.format("outputs_h")  # no piece is too short
+    broken = cell.format("jax.lax.<wbr>while_<wbr>loop")
     broken += cell.format("params[<wbr>&quot;Wz&quot;]")
+    broken += cell.format("jax.jit(f)") + cell.format("outputs_h")
     assert pages.TABLE_CELL.sub(pages.breakable, table) == broken
 
 

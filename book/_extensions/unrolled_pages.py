@@ -55,7 +55,7 @@ HEAVY_EXPLORER = re.compile(
 )
 TABLE_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
 LITERAL = re.compile(r'(?<=<span class="pre">)[^<]+')
-INSIDE_A_NAME = re.compile(r"(?<=[._(\[])(?=[\w&])")  # &: a quotation mark
+INSIDE_A_NAME = re.compile(r"(?<=.{4}[._(\[])(?=[\w&].{3})")  # &: a quotation mark
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
 
 
