@@ -10,8 +10,8 @@ products number by number. Only the second product has to wait for the step befo
 The derivative rests on one remark: the tangent of a recurrence is a recurrence too, a *linear* one,
 and its coefficients are known as soon as the states are. They are computed a chunk at a time, from
 the states alone, so that nothing else has to be kept for the way back (products are, where that is
-faster: `KEPT`); one product and a few multiplications stay in the loop. JAX transposes a linear scan by itself, which gives reverse mode;
-forward mode and second derivatives come with it.
+faster: `KEPT`); one product and a few multiplications stay in the loop. JAX transposes a linear
+scan by itself, which gives reverse mode; forward mode and second derivatives come with it.
 
 `RNN` runs every cell that has a method `recurrence` in this way, and any other cell by the general
 scan in `unrolled.layers`, with the same results.
