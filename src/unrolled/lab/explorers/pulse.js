@@ -15,7 +15,9 @@ class Pulse extends Explorer {
   connectedCallback() {
     super.connectedCallback();
     // Eight boxes in one row, on a phone too: the last would seem left over in a row of its own.
-    this.shadowRoot.querySelector("fieldset").style.columnGap = ".3rem";
+    const row = this.shadowRoot.querySelector("fieldset");
+    row.style.columnGap = ".5rem";
+    for (const label of row.querySelectorAll("label")) label.style.gap = ".15rem";
   }
 
   compute(state) {
