@@ -25,6 +25,7 @@ from unrolled.cells import (
     RNNCellBase,
     SimpleCell,
 )
+from unrolled.lab.exercises._programs import scan_sizes
 from unrolled.layers import RNN, Bidirectional, StackedRNN
 from unrolled.sequences import flip_sequences
 
@@ -268,7 +269,7 @@ def test_carries_are_not_stacked(kind):
     scans = [equation for equation in equations(program.jaxpr) if equation.primitive.name == "scan"]
     assert scans
     for scan in scans:
-        assert len(scan.outvars) - scan.params["num_carry"] == 1
+        assert len(scan.outvars) - scan_sizes(scan)[1] == 1
 
 
 TRANSFORMS = {

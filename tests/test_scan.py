@@ -21,6 +21,7 @@ import unrolled
 from tests.programs import equations, needs_the_fast_scan
 from unrolled import layers, scan
 from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
+from unrolled.lab.exercises._programs import scan_sizes
 from unrolled.layers import RNN, _fast_recurrence, _scan_cell
 from unrolled.scan import Recurrence, Weights, gate_uses, scan_recurrence
 
@@ -309,7 +310,7 @@ def test_the_derivative_of_h_goes_through_the_new_memory(kind, small_chunks):
             and e.params["reverse"]
             and all(inner.primitive.name != "scan" for inner in equations(e.params["jaxpr"].jaxpr))
         )
-        return len(loop.invars) - loop.params["num_consts"] - loop.params["num_carry"]
+        return scan_sizes(loop)[2]
 
     class Leaky(type(make_cell(kind))):
         def gate(self, carry, projected, recurrent):

@@ -17,6 +17,7 @@ from unrolled.lab.exercises._base import (
     expect_close,
     run,
 )
+from unrolled.lab.exercises._programs import scan_sizes
 
 
 @exercise("3.1", "The highest so far", "easy")
@@ -281,8 +282,8 @@ def _sees_no_future(function: Callable, readings: jax.Array, estimate: np.ndarra
 def _small_carry(function: Callable, readings: jax.Array) -> None:
     """Raise `Wrong` unless one scan with a carry of at most eight numbers does the work."""
     equation = _one_scan(function, readings)
-    first = equation.params["num_consts"]
-    carry = equation.invars[first : first + equation.params["num_carry"]]
+    first, carries, _ = scan_sizes(equation)
+    carry = equation.invars[first : first + carries]
     size = sum(prod(variable.aval.shape) for variable in carry)
     if size > 8:
         raise Wrong(

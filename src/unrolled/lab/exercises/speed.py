@@ -24,6 +24,7 @@ from unrolled.lab.exercises._base import (
     run,
 )
 from unrolled.lab.exercises._networks import in_haste
+from unrolled.lab.exercises._programs import scan_sizes
 from unrolled.layers import RNN
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 
@@ -626,8 +627,9 @@ def _only_scan(function: Callable, *arguments: Any) -> Any:
 
 def _scanned(scan: Any) -> list[tuple[int, ...]]:
     """The shapes of what each step is handed besides the carry."""
-    first = scan.params["num_consts"] + scan.params["num_carry"]
-    return [variable.aval.shape for variable in scan.params["jaxpr"].jaxpr.invars[first:]]
+    constants, carries, _ = scan_sizes(scan)
+    step = scan.params["jaxpr"].jaxpr
+    return [variable.aval.shape for variable in step.invars[constants + carries :]]
 
 
 def _count(program: Any, name: str) -> int:
