@@ -198,8 +198,16 @@ def test_a_fill_must_fit_the_dtype_and_the_shape():
     for fill in (np.nan, 0.5, 2**70):
         with pytest.raises(ValueError, match=rf"fill is {fill}; expected a number .* int64 holds"):
             pad_sequences([np.zeros(2, np.int64)], 3, fill=fill)
-    with pytest.raises(ValueError, match=r"fill is nan; expected a number .* int32 holds"):
-        mask_padding(jnp.zeros(2, jnp.int32), jnp.array([True, False]), np.nan)
+    mask = jnp.array([True, False])
+    for fill in (np.nan, 0.5, 2**70):
+        with pytest.raises(ValueError, match=rf"fill is {fill}; expected a number .* int32 holds"):
+            mask_padding(jnp.zeros(2, jnp.int32), mask, fill)
+    with pytest.raises(ValueError, match=r"fill is an array .* int32; expected a number .* uint8"):
+        mask_padding(jnp.zeros(2, jnp.uint8), mask, jnp.int32(300))
+    with pytest.raises(ValueError, match=r"fill is 0.5; expected a number .* bool holds"):
+        jax.jit(lambda x: mask_padding(x, mask, 0.5))(mask)
+    assert mask_padding(jnp.zeros(2, jnp.int32), mask, 7.0).tolist() == [0, 7]
+    assert jax.jit(mask_padding)(jnp.zeros(2, jnp.uint8), mask, 3.0).tolist() == [0, 3]
     with pytest.raises(ValueError, match=r"fill has shape \(3,\); expected a number"):
         mask_padding(jnp.zeros(2), jnp.array([True, False]), jnp.zeros(3))
 

@@ -137,7 +137,8 @@ def mask_padding(inputs: jax.Array, mask: jax.Array, fill: Any = 0) -> jax.Array
     """
     inputs, mask = as_array("inputs", inputs), as_array("mask", mask)
     try:
-        fill = jnp.asarray(fill, inputs.dtype)
+        cast = jnp.asarray(fill, inputs.dtype)
+        _check_whole(fill, inputs.dtype)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"fill is {describe(fill)}; expected a number that the inputs' dtype {inputs.dtype} "
@@ -148,13 +149,22 @@ def mask_padding(inputs: jax.Array, mask: jax.Array, fill: Any = 0) -> jax.Array
             f"cannot mask an array of shape {inputs.shape} by a mask of shape {mask.shape}; "
             "expected the array to begin with the mask's dimensions."
         )
-    if not broadcasts(fill.shape, inputs.shape):
+    if not broadcasts(cast.shape, inputs.shape):
         raise ValueError(
-            f"fill has shape {fill.shape}; expected a number, or an array that broadcasts to the "
+            f"fill has shape {cast.shape}; expected a number, or an array that broadcasts to the "
             f"shape {inputs.shape} of inputs."
         )
     mask = mask.reshape(mask.shape + (1,) * (inputs.ndim - mask.ndim))  # (..., 1, 1)
-    return jnp.where(mask, inputs, fill)
+    return jnp.where(mask, inputs, cast)
+
+
+def _check_whole(fill: Any, dtype: Any) -> None:
+    """Raise ValueError for 0.5 or 300 where the dtype holds whole numbers up to 255."""
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fill))
+    if known and not jnp.issubdtype(dtype, jnp.inexact):
+        with np.errstate(invalid="ignore"):  # NaN as a whole number
+            if np.any(np.asarray(fill).astype(dtype) != np.asarray(fill)):
+                raise ValueError
 
 
 def flip_sequences(
@@ -319,11 +329,8 @@ def pad_sequences(
     except TypeError:  # NumPy knows nothing above both bfloat16 and float16; JAX does
         dtype = jnp.result_type(*arrays)
     try:
-        with np.errstate(invalid="ignore"):  # NaN as a whole number
-            cast = np.asarray(fill).astype(dtype)
-        if np.issubdtype(dtype, np.integer) and np.any(cast != fill):
-            raise ValueError
-        padded = np.full(shape, cast, dtype)  # (batch, time, *features)
+        _check_whole(fill, dtype)
+        padded = np.full(shape, fill, dtype)  # (batch, time, *features)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"fill is {describe(fill)}; expected a number that the sequences' dtype {dtype} holds."
