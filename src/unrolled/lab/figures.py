@@ -43,21 +43,24 @@ def use_style() -> None:
     mpl.rcParams.update(
         {
             "axes.grid": True,
-            "axes.labelsize": 12,
+            "axes.labelsize": 14,
             "axes.prop_cycle": mpl.cycler(color=SEQUENCE),
             "axes.spines.right": False,
             "axes.spines.top": False,
-            "axes.titlesize": 13,
+            "axes.titlesize": 14,
             "figure.constrained_layout.use": True,
             "figure.dpi": 110,
             "figure.figsize": (7.0, 3.6),
-            "font.size": 12,
+            "font.size": 14,
             "grid.alpha": 0.25,
             "image.cmap": "viridis",
+            "legend.fontsize": 13,
             "legend.frameon": False,
             "lines.linewidth": 2.0,
             "savefig.dpi": 110,
             "svg.hashsalt": "unrolled",
+            "xtick.labelsize": 13,
+            "ytick.labelsize": 13,
         }
     )
     if jax.default_backend() != "cpu":
@@ -131,7 +134,7 @@ def arrow(
     )
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        ax.text(x, y + 0.12, text, ha="center", va="bottom", color=color, fontsize=11)
+        ax.text(x, y + 0.12, text, ha="center", va="bottom", color=color, fontsize=13)
 
 
 def draw_gru_step(ax: Axes) -> None:
@@ -200,7 +203,7 @@ def draw_lstm_step(ax: Axes) -> None:
     arrow(ax, (6.0, upper + 0.05), (5.54, 4.38), color=candidate)
     arrow(ax, (5.2, 4.84), (5.2, belt - 0.34), color=write)
 
-    box(ax, (9.9, 4.5), "tanh", color=memory, size=(1.0, 0.6), fontsize=12)
+    box(ax, (9.9, 4.5), "tanh", color=memory, size=(1.0, 0.6))
     box(ax, (9.9, middle), r"$\odot$", color=hidden, size=(0.6, 0.6), fontsize=15)
     box(ax, (9.9, 0.95), "$h_t$", color=hidden, size=(1.2, 0.8))
     arrow(ax, (10.5, belt - 0.44), (10.15, 4.84), color=memory)
