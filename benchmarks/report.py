@@ -191,10 +191,11 @@ def quoted_tables(results: Row) -> dict[str, str]:
     tables = {}
     for name, rival in (("flax", "flax.nnx"), ("torch", FASTER_TORCH)):
         cells = [cell for cell in CELLS if (cell, shapes[0], TASKS[0], rival) in ratios]
-        lines = [["B × T × D × H", *map("`{}`".format, cells)], ["---"] * (1 + len(cells))]
+        head = "B × T × D × H".replace(" ", "\u00a0")
+        lines = [[head, *map("`{}`".format, cells)], ["---"] * (1 + len(cells))]
         for shape in [*shapes, "geometric mean"]:
             pairs = [[_short(ratios[cell, shape, task, rival]) for task in TASKS] for cell in cells]
-            label = shape.replace("x", " × ").replace("-ragged", ", ragged")
+            label = shape.replace("x", "\u00a0×\u00a0").replace("-ragged", ", ragged")
             lines.append([label, *map("\u00a0·\u00a0".join, pairs)])  # never broken in two
         tables[name] = _markdown(lines)
     head = ["cell", "gradient", "Flax's gradient", "Flax / ours"]
