@@ -29,6 +29,6 @@ def what_was_found(devices: Sequence[jax.Device]) -> str:
     return (
         f"This runs on {len(devices)} x {devices[0].device_kind}; the book was made on a CPU. "
         f"Here times differ, and so do last digits: {rounding}, unless asked for all of them. The "
-        "book's comparisons ask; in code of your own, write `with "
+        "chapters ask, in their second cell; in code of your own, write `with "
         'jax.default_matmul_precision("highest"):`.'
     )
