@@ -29,6 +29,9 @@ LAUNCH = {
     "binderhub_url": "https://mybinder.org",
     "notebook_interface": "jupyterlab",
 }
+PREVIEW = re.compile(
+    r'<meta (?:name="(?:description|twitter)|property="og:)[^>]*>|<link rel="canonical"[^>]*>'
+)
 ROOT_PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -36,6 +39,7 @@ ROOT_PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="refresh" content="0; url={home}">
 <link rel="icon" href="data:,">
+{preview}
 <title>{title}</title>
 <main><h1>{title}</h1><p><a href="{home}">Open the book</a></p></main>
 </html>
@@ -121,10 +125,11 @@ def rewrite_when_all_pages_change(app: Sphinx, env: BuildEnvironment) -> Iterabl
 
 
 def write_root_page(app: Sphinx, exception: Exception | None) -> None:
-    """Write index.html beside the folder of pages: it leads to the home page."""
+    """Write index.html beside the folder of pages: it leads to the home page, as its preview."""
     if exception is None and app.builder.name == "html":
         home = app.builder.get_target_uri(app.config.root_doc)
-        page = ROOT_PAGE.format(home=home, title=app.config.html_title)
+        preview = "\n".join(PREVIEW.findall((Path(app.outdir) / home).read_text(encoding="utf-8")))
+        page = ROOT_PAGE.format(home=home, title=app.config.html_title, preview=preview)
         (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 

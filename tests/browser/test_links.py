@@ -102,3 +102,6 @@ def test_previews_show_the_cover_and_the_pages_own_address(pages):
             site = page.canonical.removesuffix(name)
             assert page.meta["og:image"] == f"{site}_static/cover.png"
     assert (BOOK / "_static/cover.png").is_file()
+    root, home = read((BOOK / "index.html").read_text(encoding="utf-8")), pages["book/index.html"]
+    previewed = {name: text for name, text in home.meta.items() if not name.startswith("viewport")}
+    assert root.meta.items() >= previewed.items() and root.canonical == home.canonical
