@@ -73,11 +73,30 @@ def added_first(f, w, c_0, steps):
     return c
 
 
+def transposed(params, kinds):
+    return {name: array.T if name[0] in kinds else array for name, array in params.items()}
+
+
+def interleaved(arrays):
+    return np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+def parcels(f, w, c_0, steps, ages):
+    return f**steps * c_0 + w * sum(f**age for age in ages)
+
+
 WRONG = [
     ("7.1", lambda f, w, c_0, steps: memory_after(f, w, 0.0, steps), "start is missing"),
     ("7.1", lambda f, w, c_0, steps: f**steps * c_0, "What is added is missing"),
     ("7.1", lambda f, w, c_0, steps: memory_after(f, w, c_0, steps - 1), "one step too few"),
     ("7.1", lambda f, w, c_0, steps: memory_after(f, w, c_0, steps + 1), "one step too many"),
+    ("7.1", lambda f, w, c_0, steps: parcels(f, w, c_0, steps, range(steps + 1)), "too many: in T"),
+    ("7.1", lambda f, w, c_0, steps: parcels(f, w, c_0, steps, range(steps - 1)), "too few: in T"),
+    ("7.1", lambda f, w, c_0, steps: parcels(f, w, c_0, 0, range(steps)), "does not shrink"),
+    ("7.1", lambda f, w, c_0, steps: memory_after(1 - f, w, c_0, steps), "turned round"),
+    ("7.1", lambda f, w, c_0, steps: memory_after(w, f, c_0, steps), "exchanged"),
+    ("7.1", lambda f, w, c_0, steps: f * c_0 + w, "not with c_0 again"),
+    ("7.1", lambda f, w, c_0, steps: f**steps * c_0 + w * (1 - f**steps) / (1 - f), "at f = 1"),
     ("7.1", added_first, "added w first"),
     ("7.1", lambda f, w, c_0, steps: memory_after(f, (1 - f) * w, c_0, steps), "You blended"),
     ("7.1", lambda f, w, c_0, steps: f**steps * c_0 + w, "only once"),
@@ -102,6 +121,12 @@ WRONG = [
         ),
         "axis=0",
     ),
+    ("7.2", lambda params: fuse(params, "gofi"), "order g, o, f, i"),
+    ("7.2", lambda params: fuse(transposed(params, "U")), "the four U is transposed"),
+    ("7.2", lambda params: fuse(transposed(params, "WU")), "Each of the four is transposed"),
+    ("7.2", lambda params: fuse(params, stack=np.stack), "axis of their own"),
+    ("7.2", lambda params: fuse(params, stack=interleaved), "interleaved"),
+    ("7.2", lambda params: [fuse(params)[place] for place in (0, 2, 1)], "order is W, U, b"),
     ("7.2", lambda params: tuple(2 * array for array in fuse(params)), "unchanged"),
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {}}, bg=20), "With no pulse at all"),
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {"g": 1}}), "memory is 0.762; expected 1"),

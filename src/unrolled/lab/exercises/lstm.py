@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 @exercise("7.1", "How full does the belt get?", "easy")
 def memory_after(function: Callable[..., Any]) -> str:
-    for f, w, c_0, steps in ((0.6, 1.0, 4.0, 3), (0.9, -0.3, 2.0, 10), (1.0, 0.5, 1.0, 40)):
+    for f, w, c_0, steps in ((0.6, 1.0, 3.0, 3), (0.9, -0.3, 2.0, 10), (1.0, 0.5, 1.0, 40)):
         memories = _belt(f, w, c_0, steps)
         mistakes = {
             "The start is missing: f^T of c_0 is still on the belt at the end.": (
@@ -30,6 +31,17 @@ def memory_after(function: Callable[..., Any]) -> str:
             "What is added is missing: every step puts w on the belt.": f**steps * c_0,
             "You made one step too few.": memories[-2],
             "You made one step too many.": f * memories[-1] + w,
+            "There is one parcel too many: in T steps T of them are put on the belt, and the last "
+            "one is still whole.": memories[-1] + f**steps * w,
+            "There is one parcel too few: in T steps T of them are put on the belt, and the first "
+            "one has shrunk T - 1 times.": memories[-1] - f ** (steps - 1) * w,
+            "The start does not shrink: c_0 lies on the belt too, and every step takes its share "
+            "of it.": memories[-1] + (1 - f**steps) * c_0,
+            "The forget gate is turned round: the memory is multiplied by 1 - f. What the gate "
+            "tells is the share that *stays*.": _belt(1 - f, w, c_0, steps)[-1],
+            "f and w are exchanged.": _belt(w, f, c_0, steps)[-1],
+            "This is the memory after one step only. Each step must begin with the memory that the "
+            "one before has left, not with c_0 again.": memories[1],
             "You added w first and forgot afterwards, f (c + w). The new w is not touched by the "
             "forget gate of its own step: f c + w.": _added_first(f, w, c_0, steps),
             "You blended, f c + (1 - f) w. That is a GRU: in an LSTM what is added does not depend "
@@ -41,12 +53,18 @@ def memory_after(function: Callable[..., Any]) -> str:
                 w / (1 - f)
             )
         call = f"memory_after({f}, {w}, {c_0}, {steps})"
-        value = run(function, f, w, c_0, steps)
+        by_zero = (
+            "The formula with 1 - f below the fraction line divides by zero at f = 1, where each "
+            "step simply adds w."
+        )
+        try:
+            value = run(function, f, w, c_0, steps)
+        except Wrong as wrong:
+            if f == 1 and "ZeroDivisionError" in str(wrong):
+                raise Wrong(f"{call} stopped with ZeroDivisionError. {by_zero}") from None
+            raise
         if f == 1 and not np.all(np.isfinite(np.asarray(value, dtype=np.float64))):
-            raise Wrong(
-                f"{call} is not a finite number. The formula with 1 - f below the fraction line "
-                "divides by zero at f = 1, where each step simply adds w."
-            )
+            raise Wrong(f"{call} is not a finite number. {by_zero}")
         expect_close(
             value,
             memories[-1],
@@ -71,6 +89,8 @@ def fuse(function: Callable[[Arrays], Any]) -> str:
             f"{type(fused).__name__}"
             + (f" of {len(fused)}." if isinstance(fused, (tuple, list, dict)) else ".")
         )
+    if np.ndim(fused[1]) == 1 and np.ndim(fused[2]) == 2:
+        raise Wrong("The second array has one axis and the third has two: the order is W, U, b.")
     for kind, array in zip("WUb", fused):
         rows = (4 * hidden, *shapes[kind][1:])
         hint = ""
@@ -78,6 +98,10 @@ def fuse(function: Callable[[Arrays], Any]) -> str:
             hint = "It is transposed: the product is W @ x_t, with the gates along the rows."
         elif kind != "b" and np.shape(array) == (hidden, 4 * rows[1]):
             hint = "Put the four on top of each other (axis=0), so that each has rows of its own."
+        elif kind != "b" and np.shape(array) == (4 * rows[1], hidden):
+            hint = "Each of the four is transposed. In this dict they already stand to the left."
+        elif np.shape(array) == (4, hidden, *rows[1:]):
+            hint = "The gates have an axis of their own. Join them along the axis that is there."
         array = expect_array(array, rows, kind, hint)
         expect_close(
             array,
@@ -86,7 +110,17 @@ def fuse(function: Callable[[Arrays], Any]) -> str:
             mistakes={
                 f"The gates in {kind} are in the order {', '.join(order)}; fused_step takes them "
                 "apart in the order i, f, g, o.": _stack(params, kind, order)
-                for order in ("ifog", "figo", "ogif", "igfo", "iofg", "fiog", "fgio", "giof")
+                for order in permutations("ifgo")
+            }
+            | {
+                f"Each of the four {kind} is transposed: rows and columns of a square kernel are "
+                "exchanged, which no shape tells. Leave them as they are.": np.concatenate(
+                    [params[kind + gate].T for gate in "ifgo"]
+                ),
+                f"The rows of the gates in {kind} are interleaved, unit by unit. All rows of a "
+                "gate belong together.": np.stack(
+                    [params[kind + gate] for gate in "ifgo"], axis=1
+                ).reshape(rows),
             },
             otherwise="Its rows should be those of gate i, then f, then g, then o, unchanged.",
         )
@@ -189,7 +223,7 @@ def _added_first(f: float, w: float, c_0: float, steps: int) -> float:
     return c
 
 
-def _stack(params: Arrays, kind: str, order: str) -> np.ndarray:
+def _stack(params: Arrays, kind: str, order: Iterable[str]) -> np.ndarray:
     return np.concatenate([params[kind + gate] for gate in order])
 
 
@@ -204,7 +238,9 @@ def _parameters(params: Any, inputs: int) -> Arrays:
     if missing:
         raise Wrong(f"The dict lacks {', '.join(missing)}: return all twelve parameters.")
     return {
-        kind + gate: expect_array(params[kind + gate], shapes[kind], kind + gate)
+        kind + gate: expect_array(
+            params[kind + gate], shapes[kind], kind + gate, "One row for each unit." * (kind != "b")
+        )
         for gate in "ifgo"
         for kind in "WUb"
     }
