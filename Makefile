@@ -24,7 +24,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 .DEFAULT_GOAL := help
 .PHONY: help env book serve pdf zip chromium test test-unit test-notebooks test-browser \
-	test-versions fuzz robustness notebooks mutants mutation colab bench bench-pages format lint lock repository \
+	test-versions fuzz robustness notebooks mutants mutants-picked colab bench bench-pages format lint lock repository \
 	dist sbom audit release clean
 
 help: ## list the commands
@@ -92,11 +92,11 @@ ALONE = $(shell unshare --map-root-user --net --mount true 2>/dev/null && echo u
 robustness: env ## every chapter twice in one kernel, no network, a home that cannot be written, 20 minutes
 	$(ALONE) $(BIN)/python -m pytest -q -rA -o python_functions="robust_*" tests/robustness/chapters.py
 
-mutants: env ## break the package on purpose: the notebooks must notice every time
-	$(BIN)/python -m tools.mutants
-
-mutation: env ## break it everywhere, by rule, hours (ARGS="--sample 200 --seed 1"); goes on where it ended
+mutants: env ## break the package everywhere, by rule, hours (ARGS="--sample 200 --seed 1"); goes on where it ended
 	$(BIN)/python -m tools.survey --workers $(WORKERS) $(ARGS)
+
+mutants-picked: env ## break it by 118 bugs picked by hand: the notebooks must notice every time
+	$(BIN)/python -m tools.mutants --workers $(WORKERS)
 
 colab: env ## run every chapter the way Colab does, 15 minutes (VERSIONS=pinned, lowest or newest)
 	COLAB_VERSIONS=$(VERSIONS) $(BIN)/python -m pytest -q -rA tests/test_colab.py

@@ -1,6 +1,6 @@
 """Break the package everywhere, by rule: how many of the bugs do the notebooks notice?
 
-`make mutation` tries the mutants of `tools/mutation.py`, or a sample of them, with nbval as the
+`make mutants` tries the mutants of `tools/mutation.py`, or a sample of them, with nbval as the
 judge. Each runs against the notebooks that execute its line, quickest first, until one turns red; a
 mutant in a line that no notebook executes has survived at once. Every verdict is logged under
 _build/mutation, so that the next run goes on where this one ends. `tools/survivors.toml` says of
