@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unrolled import GRUCell, RNNCellBase
+from unrolled import RNN, GRUCell, RNNCellBase
 from unrolled.lab.exercises import EXERCISES, judge
 
 
@@ -69,6 +69,42 @@ def heart_backwards(cell, inputs):
     return carry, jnp.moveaxis(outputs, 0, -2)
 
 
+def heart_never_hands_on(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    carry = cell.initialize_carry(inputs.shape[1:])
+    carry, outputs = jax.lax.scan(lambda c, x: (c, cell(c, x)[1]), carry, inputs)
+    return carry, jnp.moveaxis(outputs, 0, -2)
+
+
+def heart_outputs_reversed(cell, inputs):
+    carry, outputs = heart(cell, inputs)
+    return carry, jnp.flip(outputs, -2)
+
+
+def heart_inputs_reversed(cell, inputs):
+    return heart(cell, jnp.flip(inputs, -2))
+
+
+def heart_carries_the_output(cell, inputs):
+    outputs = heart(cell, inputs)[1]
+    return outputs[..., -1, :], outputs
+
+
+def heart_asks_with_all_steps(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    return scan(cell, cell.initialize_carry(jnp.moveaxis(inputs, 0, -2).shape), inputs)
+
+
+def heart_swaps_the_first_axes(cell, inputs):
+    inputs = jnp.swapaxes(inputs, 0, 1)
+    carry, outputs = scan(cell, cell.initialize_carry(inputs.shape[1:]), inputs)
+    return carry, jnp.moveaxis(outputs, 0, -2)
+
+
+def heart_is_a_layer(cell, inputs):
+    return RNN(cell)(inputs, return_carry=True)
+
+
 def heart_raises(cell, inputs):
     return cell.initialize_carry(inputs.shape) @ "no"
 
@@ -82,7 +118,14 @@ def heart_raises(cell, inputs):
         (heart_starts_at_zero, "Ask the cell"),
         (heart_exchanged, "exchanged"),
         (heart_outputs_only, "pair `(carry, outputs)`"),
-        (heart_backwards, "backwards"),
+        (heart_backwards, "Leave out `reverse=True`"),
+        (heart_inputs_reversed, "given the last step first"),
+        (heart_outputs_reversed, "the last one first"),
+        (heart_never_hands_on, "carry is not handed on"),
+        (heart_carries_the_output, "last *output*"),
+        (heart_asks_with_all_steps, "shape of the whole sequence"),
+        (heart_swaps_the_first_axes, "count the axis of time from the end"),
+        (heart_is_a_layer, "not allowed here"),
         (heart_raises, '@ "no"'),
     ],
 )
@@ -142,6 +185,49 @@ def chunks_hand_on_the_output(rnn, inputs, chunk_size):
     return jnp.concatenate(outputs, axis=1)
 
 
+def cut(inputs, size, shorter=0):
+    return [inputs[:, t : t + size - shorter] for t in range(0, inputs.shape[1], size)]
+
+
+def chunks_too_short(rnn, inputs, chunk_size):
+    outputs = [rnn(chunk) for chunk in cut(inputs, chunk_size, shorter=1)]
+    return jnp.concatenate(outputs, axis=1)
+
+
+def chunks_keep_the_last(rnn, inputs, chunk_size):
+    return [rnn(chunk) for chunk in cut(inputs, chunk_size)][-1]
+
+
+def chunks_stacked(rnn, inputs, chunk_size):
+    return jnp.stack([rnn(chunk) for chunk in cut(inputs, chunk_size)], axis=1)
+
+
+def chunks_read_twice(rnn, inputs, chunk_size):
+    carry, outputs = None, []
+    for chunk in cut(inputs, chunk_size):
+        carry, _ = rnn(chunk, initial_carry=carry, return_carry=True)
+        outputs.append(rnn(chunk, initial_carry=carry))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def chunks_keep_the_first_carry(rnn, inputs, chunk_size):
+    first, *others = cut(inputs, chunk_size)
+    carry, outputs = rnn(first, return_carry=True)
+    return jnp.concatenate([outputs, *(rnn(c, initial_carry=carry) for c in others)], axis=1)
+
+
+def chunks_turned_round(rnn, inputs, chunk_size):
+    return jnp.concatenate(cut(chunks(rnn, inputs, chunk_size), chunk_size)[::-1], axis=1)
+
+
+def chunks_from_the_end(rnn, inputs, chunk_size):
+    carry, outputs = None, []
+    for chunk in cut(inputs, chunk_size)[::-1]:
+        carry, read = rnn(chunk, initial_carry=carry, return_carry=True)
+        outputs.insert(0, read)
+    return jnp.concatenate(outputs, axis=1)
+
+
 def chunks_raise(rnn, inputs, chunk_size):
     return rnn(inputs, seq_lengths=chunk_size)
 
@@ -152,6 +238,13 @@ def chunks_raise(rnn, inputs, chunk_size):
         (chunks_forget, "starts anew"),
         (chunks_all_at_once, "at once"),
         (chunks_lose_the_rest, "last chunk may be shorter"),
+        (chunks_too_short, "lost between two chunks"),
+        (chunks_keep_the_last, "outputs of every chunk"),
+        (chunks_stacked, "along time, which is axis 1"),
+        (chunks_read_twice, "stands *behind* it"),
+        (chunks_keep_the_first_carry, "not replaced"),
+        (chunks_turned_round, "in the wrong order"),
+        (chunks_from_the_end, "from the last to the first"),
         (chunks_of_the_batch, "cut along the batch"),
         (chunks_joined_along_the_batch, "along the batch"),
         (chunks_hand_on_the_output, "last *output*"),

@@ -19,9 +19,10 @@ from unrolled.lab.exercises._base import (
     expect_close,
     run,
 )
+from unrolled.lab.exercises._cells import BareCell
 
 
-class _Fading:
+class _Fading(BareCell):
     """A small cell whose carry does not start at zero and is not its output."""
 
     start = 0.25
@@ -53,10 +54,11 @@ def run_over_time(function: Callable) -> str:
     for shape in [(2, 4, 3), (4, 3), (5, 2, 4, 3)]:
         inputs = rng.normal(size=shape).astype(np.float32)
         cell = _Fading()
-        if shape == (2, 4, 3):
-            result = run(function, cell, jnp.asarray(inputs))
-        else:
-            result = _run_other_batch(function, cell, inputs)
+        try:
+            result = _run_over_time(function, cell, inputs)
+        except Wrong:
+            _expect_one_steps_shape(cell, shape)
+            raise
         if not (isinstance(result, tuple | list) and len(result) == 2):
             raise Wrong("Return the pair `(carry, outputs)`, in this order, as scan does.")
         carry, outputs = result
@@ -65,19 +67,19 @@ def run_over_time(function: Callable) -> str:
             raise Wrong(
                 "The two results are exchanged: the final carry comes first, then the outputs."
             )
-        asked = cell.shapes[-1:] or [None]
-        if asked[0] == shape:
-            raise Wrong(
-                f"`initialize_carry` was given {shape}, the shape of the whole sequence. It wants "
-                "that of one step: all axes but time."
-            )
+        _expect_one_steps_shape(cell, shape)
         time_first = np.moveaxis(expected, -2, 0)
         if np.shape(outputs) == time_first.shape != expected.shape:
             raise Wrong(
                 f"For inputs of shape {shape} the outputs have shape {np.shape(outputs)}: time is "
                 "still the first axis. Move it back behind the batch after the scan."
             )
-        expect_array(outputs, expected.shape, f"the outputs for inputs of shape {shape}")
+        expect_array(
+            outputs,
+            expected.shape,
+            f"the array of outputs for inputs of shape {shape}",
+            "Every axis should be where it is in the inputs: count the axis of time from the end.",
+        )
         over_batch = _fade(inputs, axis=0)[1] if len(shape) > 2 else expected
         mistakes = {
             "Your scan walks along the batch: it took the first axis for time. Move time, the axis "
@@ -86,13 +88,26 @@ def run_over_time(function: Callable) -> str:
             "just before the features: count from the end.": _fade(inputs, axis=1)[1],
             "Your carry starts at zero. Ask the cell: `cell.initialize_carry` makes its first "
             "carry, and this cell's is not zero.": _fade(inputs, start=0.0)[1],
+            "The carry is not handed on: every step begins with the first one. What a cell "
+            "returns first is the carry of the next step.": 2 * (0.5 * cell.start + inputs) + 1,
             "Time runs backwards. Leave out `reverse=True`.": np.flip(
                 _fade(np.flip(inputs, -2))[1], -2
             ),
+            "Time runs backwards: the scan has been given the last step first.": (
+                _fade(np.flip(inputs, -2))[1]
+            ),
+            "The outputs stand in the wrong order, the last one first. Scan has stacked them in "
+            "the order of the inputs.": np.flip(expected, -2),
             "These are the carries, not the outputs. A cell returns `(carry, output)`, and the two "
             "may differ.": (expected - 1) / 2,
         }
-        expect_close(outputs, expected, name="the outputs", mistakes=mistakes)
+        expect_close(
+            outputs,
+            expected,
+            name="the array of outputs",
+            mistakes=mistakes,
+            otherwise="Compare with a Python loop over time that calls the cell.",
+        )
         expect_close(
             carry,
             final,
@@ -100,7 +115,11 @@ def run_over_time(function: Callable) -> str:
             mistakes={
                 "The carry is the one before the first step. Scan's first result is the carry "
                 "after the last.": np.full_like(final, _Fading.start),
+                "The carry is the last *output*. A cell returns both, and the two may differ.": 2
+                * final
+                + 1,
             },
+            otherwise="It should be the one that the cell returned in the last step.",
         )
     return (
         "it holds for no batch axis, one and two. Time to the front, a scan, and time back: "
@@ -108,8 +127,18 @@ def run_over_time(function: Callable) -> str:
     )
 
 
-def _run_other_batch(function: Callable, cell: _Fading, inputs: np.ndarray) -> Any:
-    """Run with another number of batch axes: if that raises, say that this was the reason."""
+def _expect_one_steps_shape(cell: _Fading, shape: tuple[int, ...]) -> None:
+    if cell.shapes[-1:] == [shape]:
+        raise Wrong(
+            f"`initialize_carry` was given {shape}, the shape of the whole sequence. It wants "
+            "that of one step: all axes but time."
+        )
+
+
+def _run_over_time(function: Callable, cell: _Fading, inputs: np.ndarray) -> Any:
+    """Run the answer; if it fails with another number of batch axes only, say that this is why."""
+    if inputs.ndim == 3:
+        return run(function, cell, jnp.asarray(inputs))
     axes = "no batch axis" if inputs.ndim == 2 else "two batch axes"
     try:
         return run(function, cell, jnp.asarray(inputs))
@@ -158,7 +187,8 @@ def run_in_chunks(function: Callable) -> str:
                 f"A chunk has shape {wrong_batch[0]}, but the batch has 4 rows: you cut along the "
                 "batch. Time is axis 1: `inputs[:, start : start + chunk_size]`."
             )
-        longest = max(chunk[1] for chunk in layer.chunks)
+        sizes = [chunk[1] for chunk in layer.chunks]
+        longest = max(sizes)
         if longest > chunk_size:
             raise Wrong(
                 f"For {what} the layer was given {longest} steps at once; at most {chunk_size} "
@@ -171,18 +201,37 @@ def run_in_chunks(function: Callable) -> str:
                 f"The outputs have shape {np.shape(result)}: the chunks were put together along "
                 "the batch. Concatenate along time, axis=1."
             )
+        if steps is not None and steps < num_steps and longest < min(chunk_size, num_steps):
+            raise Wrong(
+                f"For {what} the longest chunk has {longest} steps, so some are lost between two "
+                "chunks. A slice goes up to its second number and does not include it."
+            )
+        if steps is not None and steps < num_steps <= sum(sizes):
+            raise Wrong(
+                f"For {what} the layer has read all of them, but only {steps} come back. Keep the "
+                "outputs of every chunk."
+            )
         if steps is not None and steps < num_steps:
             raise Wrong(
                 f"For {what} only {steps} steps come back. The last chunk may be shorter than the "
                 "others, but it counts."
             )
-        expect_array(result, expected.shape, f"the outputs for {what}")
+        expect_array(
+            result,
+            expected.shape,
+            f"the array of outputs for {what}",
+            "The chunks belong behind each other along time, which is axis 1.",
+        )
         pieces = [inputs[:, t : t + chunk_size] for t in range(0, num_steps, chunk_size)]
         forgotten = np.concatenate([_fade(piece)[1] for piece in pieces], axis=1)
         from_output, start = [], _Fading.start
         for piece in pieces:
             from_output.append(_fade(piece, start)[1])
             start = from_output[-1][:, -1]
+        from_behind, start = [], _Fading.start
+        for piece in pieces:
+            start = _fade(piece, start)[0]
+            from_behind.append(_fade(piece, start)[1])
         from_first, start = [], _Fading.start
         for piece in pieces:
             from_first.append(_fade(piece, start)[1])
@@ -194,14 +243,38 @@ def run_in_chunks(function: Callable) -> str:
             "that `return_carry=True` gives.": np.concatenate(from_output, axis=1),
             "The third chunk starts where the second one did: the carry is not replaced after "
             "every chunk.": np.concatenate(from_first, axis=1),
+            "Every chunk is read with the carry that stands *behind* it. It begins with the carry "
+            "that the chunk before has left.": np.concatenate(from_behind, axis=1),
+            "The chunks are right, but they stand in the wrong order.": np.concatenate(
+                [_fade(inputs)[1][:, t : t + chunk_size] for t in range(0, num_steps, chunk_size)][
+                    ::-1
+                ],
+                axis=1,
+            ),
+            "The layer has read the chunks from the last to the first, with the carry of what "
+            "comes later.": _last_chunk_first(pieces),
         }
         if num_steps <= chunk_size:
             mistakes = {}
-        expect_close(result, expected, name=f"the output for {what}", mistakes=mistakes)
+        expect_close(
+            result,
+            expected,
+            name=f"the array of outputs for {what}",
+            mistakes=mistakes,
+            otherwise="Which carry does each chunk begin with?",
+        )
     return (
         "the layer never saw more than one chunk, and nobody can tell from the outputs. Long texts "
         "are read this way."
     )
+
+
+def _last_chunk_first(pieces: list[np.ndarray]) -> np.ndarray:
+    outputs, start = [], _Fading.start
+    for piece in reversed(pieces):
+        start, read = _fade(piece, start)
+        outputs.append(read)
+    return np.concatenate(outputs[::-1], axis=1)
 
 
 class _Replace(unrolled.RNNCellBase):
