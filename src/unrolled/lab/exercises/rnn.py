@@ -56,8 +56,8 @@ def run_over_time(function: Callable) -> str:
         cell = _Fading()
         try:
             result = _run_over_time(function, cell, inputs)
-        except Wrong:
-            _expect_one_steps_shape(cell, shape)
+        except Wrong as wrong:
+            _expect_one_steps_shape(cell, shape, f" ({wrong})")
             raise
         if not (isinstance(result, tuple | list) and len(result) == 2):
             raise Wrong("Return the pair `(carry, outputs)`, in this order, as scan does.")
@@ -115,9 +115,9 @@ def run_over_time(function: Callable) -> str:
             mistakes={
                 "The carry is the one before the first step. Scan's first result is the carry "
                 "after the last.": np.full_like(final, _Fading.start),
-                "The carry is the last *output*. A cell returns both, and the two may differ.": 2
-                * final
-                + 1,
+                "The carry is the last *output*. A cell returns both, and the two may differ.": (
+                    2 * final + 1
+                ),
             },
             otherwise="It should be the one that the cell returned in the last step.",
         )
@@ -127,11 +127,11 @@ def run_over_time(function: Callable) -> str:
     )
 
 
-def _expect_one_steps_shape(cell: _Fading, shape: tuple[int, ...]) -> None:
+def _expect_one_steps_shape(cell: _Fading, shape: tuple[int, ...], detail: str = "") -> None:
     if cell.shapes[-1:] == [shape]:
         raise Wrong(
             f"`initialize_carry` was given {shape}, the shape of the whole sequence. It wants "
-            "that of one step: all axes but time."
+            f"that of one step: all axes but time.{detail}"
         )
 
 
