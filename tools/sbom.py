@@ -1,7 +1,7 @@
 """Write the software bill of materials, _build/sbom.json: `make sbom` runs cyclonedx-py.
 
 It lists what is installed in .venv and pinned in requirements.txt, with versions, licences and who
-needs whom; and what the repository itself holds of others (THIRD_PARTY.md).
+needs whom; and what the repository and the built book hold of others (THIRD_PARTY.md).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from cyclonedx.schema import SchemaVersion
@@ -31,7 +32,13 @@ def main() -> None:
     version = re.search(r'^__version__ = "(.+)"', init, re.MULTILINE)[1]
     unrolled = bill["metadata"]["component"]
     unrolled |= {"version": version, "purl": f"pkg:pypi/unrolled@{version}"}
-    bill["components"] += vendored((ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8"))
+    add_licences(bill)
+    known = {component["name"].lower() for component in bill["components"]}
+    ours, built = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8").split("## In the built")
+    bill["components"] += vendored(ours)
+    bill["components"] += [
+        part for part in parts(built) if part["name"].lower().replace(" ", "-") not in known
+    ]
     text = json.dumps(bill, indent=1, ensure_ascii=False, sort_keys=True)
     mistake = JsonStrictValidator(SchemaVersion.from_version(bill["specVersion"])).validate_str(
         text
@@ -69,7 +76,7 @@ def vendored(text: str) -> list[dict]:
     """What the first table of THIRD_PARTY.md lists, as components."""
     table = re.findall(
         r"^\| ([^|,]+?)(?:, [^|]*)? \| ([^|]+) \| \[[^]]*\]\((.+?)\) \| ([^|]+) \|",
-        text.split("## In the built book")[0],
+        text,
         re.MULTILINE,
     )
     return [
@@ -83,6 +90,36 @@ def vendored(text: str) -> list[dict]:
         }
         for name, version, source, licence in table
     ]
+
+
+def parts(text: str) -> list[dict]:
+    """What the second table lists, the parts of the pages, as components."""
+    row = r"^\| \[([^]]+)\]\((.+?)\)(?: ([\d.]+))?(?:: [^|]*)? \| ([^|]+) \| ([^|]+) \|"
+    return [
+        {
+            "type": "library",
+            "bom-ref": f"{name}, in the pages",
+            "name": name,
+            **({"version": version} if version else {}),
+            "description": f"in the built pages; comes with {carrier}",
+            "licenses": [{"license": {"name": licence}}],
+            "externalReferences": [{"type": "website", "url": source}],
+        }
+        for name, source, version, carrier, licence in re.findall(row, text, re.MULTILINE)
+        if carrier != "this repository"
+    ]
+
+
+def add_licences(bill: dict) -> None:
+    """Name the licence of a package that says it only in prose, or only in a file."""
+    site = next((ROOT / ".venv/lib").glob("python*/site-packages"))
+    installed = {d.metadata["Name"]: d for d in metadata.distributions(path=[str(site)])}
+    for component in bill["components"]:
+        if "licenses" not in component:
+            package = installed[component["name"]]
+            files = (f.read_text("utf-8") for f in package.files if f.name.startswith("LICENSE"))
+            licence = package.metadata["License"] or re.search(".*Licen.*", next(files))[0]
+            component["licenses"] = [{"license": {"name": licence.strip()}}]
 
 
 if __name__ == "__main__":
