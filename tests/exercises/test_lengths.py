@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import unrolled
 from unrolled.lab.exercises import EXERCISES, judge
 
 
@@ -65,6 +66,16 @@ def mean_one_too_many(outputs, lengths):
     return jnp.where(mask[..., None], outputs, 0).sum(axis=1) / jnp.maximum(lengths, 1)[:, None]
 
 
+def mean_one_too_few(outputs, lengths, by=lambda lengths: lengths):
+    total = clean(outputs, lengths - 1).sum(axis=1)
+    return total / jnp.maximum(by(lengths), 1)[:, None]
+
+
+def mean_is_the_largest(outputs, lengths):
+    valid = jnp.where(mask_of(lengths, outputs), outputs, -jnp.inf).max(axis=1)
+    return jnp.where(lengths[:, None] > 0, valid, 0)
+
+
 def mean_of_the_padding(outputs, lengths):
     rest = jnp.where(mask_of(lengths, outputs), 0, outputs)
     return rest.sum(axis=1) / jnp.maximum(lengths, 1)[:, None]
@@ -92,8 +103,19 @@ def mean_raises(outputs, lengths):
         (mean_by_the_batch, "its own length"),
         (mean_divides_by_zero, "zero divided by zero"),
         (mean_takes_the_last, "last valid step"),
+        (lambda outputs, lengths: outputs[jnp.arange(4), lengths - 1], "index -1 finds padding"),
+        (mean_is_the_largest, "largest valid value"),
         (mean_one_too_many, "not t <= length"),
+        (mean_one_too_few, "missing from the sum."),
+        (lambda *given: mean_one_too_few(*given, lambda lengths: lengths - 1), "from the count"),
         (mean_of_the_padding, "turned round"),
+        (
+            lambda outputs, lengths: (
+                jnp.where(mask_of(lengths, outputs), 0, outputs).sum(axis=1)
+                / jnp.maximum(5 - lengths, 1)[:, None]
+            ),
+            "the mean of the padding",
+        ),
         (mean_multiplies, "NaN times 0"),
         (mean_over_the_batch, "axis of time is 1"),
         (mean_raises, '"no"'),
@@ -113,10 +135,10 @@ def test_9_1_starter_and_right_answer():
 # 9.2
 
 
-def backwards(cell, carry, inputs, lengths, hold=True, show=True, reverse=True):
+def backwards(cell, carry, inputs, lengths, hold=True, show=True, reverse=True, valid_at=jnp.less):
     def step(carry, scanned):
         t, x_t = scanned
-        valid = (t < lengths)[:, None]
+        valid = valid_at(t, lengths)[:, None]
         new_carry, output = cell(carry, x_t)
         carry = jnp.where(valid, new_carry, carry) if hold else new_carry
         return carry, jnp.where(valid, output, 0.0) if show else output
@@ -124,6 +146,35 @@ def backwards(cell, carry, inputs, lengths, hold=True, show=True, reverse=True):
     scanned = (jnp.arange(inputs.shape[1]), inputs.swapaxes(0, 1))
     carry, outputs = jax.lax.scan(step, carry, scanned, reverse=reverse)
     return carry, outputs.swapaxes(0, 1)
+
+
+def backwards_if(valid_at):
+    return lambda *args: backwards(*args, valid_at=valid_at)
+
+
+def backwards_clears(cell, carry, inputs, lengths):
+    short = (lengths < inputs.shape[1])[:, None]
+    return backwards(cell, jnp.where(short, 0, carry), inputs, lengths)
+
+
+def backwards_shows_single_steps(cell, carry, inputs, lengths):
+    shown = clean(cell(carry[:, None], inputs)[1], lengths)
+    return backwards(cell, carry, inputs, lengths)[0], shown
+
+
+def backwards_shows_the_padding(cell, carry, inputs, lengths):
+    shown = cell(carry[:, None], inputs)[1]
+    hidden = jnp.where(mask_of(lengths, inputs), 0, shown)
+    return backwards(cell, carry, inputs, lengths)[0], hidden
+
+
+def backwards_doubles(*args):
+    carry, outputs = backwards(*args)
+    return carry, 2 * outputs
+
+
+def backwards_is_a_layer(cell, carry, inputs, lengths):
+    return unrolled.RNN(cell, reverse=True)(inputs, initial_carry=carry, seq_lengths=lengths)
 
 
 def backwards_starter(cell, carry, inputs, lengths):
@@ -191,6 +242,14 @@ def backwards_raises(cell, carry, inputs, lengths):
         (backwards_plain_flip, "from the last column on"),
         (backwards_in_reading_order, "order of reading"),
         (backwards_from_zero, "begins at zero"),
+        (backwards_clears, "not be cleared"),
+        (backwards_if(lambda t, lengths: t <= lengths), "one step too many"),
+        (backwards_if(lambda t, lengths: t < lengths - 1), "one step too few"),
+        (backwards_if(lambda t, lengths: t >= lengths), "turned round"),
+        (backwards_shows_single_steps, "from the carry that was given"),
+        (backwards_shows_the_padding, "mask of the outputs is turned round"),
+        (backwards_doubles, "same calls of the cell"),
+        (backwards_is_a_layer, "not allowed here"),
         (backwards_keeps_the_old, "never changes"),
         (backwards_time_first, "time is still the first axis"),
         (backwards_exchanged, "exchanged"),
@@ -219,6 +278,18 @@ def weigh(weights, outputs):
 def attention(scores, outputs, lengths):
     scores = jnp.where(mask_of(lengths, scores), scores, -1e30)
     return weigh(jax.nn.softmax(scores, axis=1), clean(outputs, lengths))
+
+
+def attention_with(
+    valid_at=jnp.less, fill=-1e30, clean=True, finish=lambda result, lengths: result
+):
+    def attend(scores, outputs, lengths):
+        valid = valid_at(jnp.arange(scores.shape[1]), lengths[:, None])
+        weights = jax.nn.softmax(jnp.where(valid, scores, fill), axis=1)
+        mask = valid if clean == "the same" else mask_of(lengths, scores)
+        return finish(weigh(weights, jnp.where(mask[..., None], outputs, 0)), lengths)
+
+    return attend
 
 
 def attention_starter(scores, outputs, lengths):
@@ -298,6 +369,16 @@ def attention_raises(scores, outputs, lengths):
         (attention_is_a_mean, "scores are not used"),
         (attention_over_the_batch, "over the batch"),
         (attention_dirty_outputs, "its padding shows"),
+        (attention_with(lambda t, n: t <= n, clean="the same"), "one step too many"),
+        (attention_with(lambda t, n: t <= n), "cleaned rightly"),
+        (attention_with(lambda t, n: t < n - 1, clean="the same"), "one step too few"),
+        (attention_with(lambda t, n: t >= n, clean="the same"), "mask is turned round"),
+        (attention_with(lambda t, n: t >= n), "mask is turned round"),
+        (attention_with(finish=lambda result, n: result / 5), "take the sum"),
+        (attention_with(finish=lambda result, n: result / jnp.maximum(n, 1)[:, None]), "once more"),
+        (attention_with(fill=-100.0), "not small enough"),
+        (attention_with(fill=-1000.0), "not small enough"),
+        (attention_with(finish=lambda result, n: 2 * result), "Row 2 has one valid step"),
         (attention_overflows, "too large for any float"),
         (attention_zero_times_nan, "0 times NaN"),
         (attention_cleans_too_late, "too late"),

@@ -20,6 +20,7 @@ from unrolled.lab.exercises._base import (
     rubric,
     run,
 )
+from unrolled.lab.exercises._cells import BareCell
 from unrolled.lab.exercises._networks import Network, accuracy, draw_rows, in_haste, trainer
 from unrolled.sequences import flip_sequences, pad_sequences
 
@@ -53,6 +54,9 @@ def mean_over_time(function: Callable) -> str:
     over_batch = np.where(MASK[..., None], outputs, 0).sum(axis=1) / MASK.sum()
     too_long = np.arange(NUM_STEPS) <= LENGTHS[:, None]
     one_more = np.where(too_long[..., None], outputs, 0).sum(axis=1)
+    too_short = np.arange(NUM_STEPS) < LENGTHS[:, None] - 1
+    one_less = np.where(too_short[..., None], outputs, 0).sum(axis=1)
+    padding = np.where(MASK[..., None], 0, outputs).sum(axis=1)
     expect_close(
         result,
         expected,
@@ -65,12 +69,27 @@ def mean_over_time(function: Callable) -> str:
             "Every row is divided by the same number, that of all valid steps. Divide each row by "
             "its own length.": over_batch,
             "This is the last valid step, not the mean of all of them.": last,
+            "This is the last valid step, not the mean of all of them; and in the empty row there "
+            "is none: the index -1 finds padding.": outputs[np.arange(4), LENGTHS - 1],
+            "This is the largest valid value of each feature, not the mean.": np.where(
+                LENGTHS[:, None] > 0,
+                np.where(MASK[..., None], outputs, -np.inf).max(axis=1),
+                0,
+            ),
+            "The last valid step of each row is missing from the sum. The steps of a row are "
+            "counted from 0: which number has the last one?": one_less / count,
+            "The last valid step of each row is missing, from the sum and from the count. The "
+            "steps of a row are counted from 0: which number has the last one?": (
+                one_less / np.maximum(LENGTHS - 1, 1)[:, None]
+            ),
             "One padded step is counted in each row: step t is valid if t < length, not t <= "
             "length.": one_more / count,
             "One padded step is counted in each row: step t is valid if t < length, not t <= "
             "length. ": one_more / (LENGTHS + 1)[:, None],
+            "The mask is turned round: this is the sum of the padding, divided by the "
+            "length.": padding / count,
             "The mask is turned round: this is the mean of the padding.": (
-                np.where(MASK[..., None], 0, outputs).sum(axis=1) / count
+                padding / np.maximum(NUM_STEPS - LENGTHS, 1)[:, None]
             ),
         },
         otherwise="Compare with a row by hand: outputs[0, :3].mean(axis=0) for the length 3.",
@@ -88,8 +107,11 @@ def mean_over_time(function: Callable) -> str:
     )
 
 
-class _Counter:
+class _Counter(BareCell):
     """A cell that shows what it has read: the carry grows in a known way, and is not its output."""
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:
+        return jnp.zeros(input_shape)
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         carry = 0.5 * carry + inputs
@@ -97,7 +119,7 @@ class _Counter:
 
 
 def _read(start: np.ndarray, inputs: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read each row alone, in NumPy, in the named order; outputs stand where their inputs do."""
+    """Read each row alone, in NumPy, in the named way; outputs stand where their inputs do."""
     carries, outputs = np.array(start, np.float64), np.zeros(inputs.shape)
     for b, length in enumerate(LENGTHS):
         steps = {
@@ -105,6 +127,9 @@ def _read(start: np.ndarray, inputs: np.ndarray, order: str) -> tuple[np.ndarray
             "forwards": range(length),
             "whole": range(NUM_STEPS - 1, -1, -1),
             "plain flip": range(NUM_STEPS - 1, NUM_STEPS - 1 - length, -1),
+            "one more": range(min(length, NUM_STEPS - 1), -1, -1),
+            "one less": range(length - 2, -1, -1),
+            "padding": range(NUM_STEPS - 1, length - 1, -1),
         }[order]
         for t in steps:
             carries[b] = 0.5 * carries[b] + inputs[b, t]
@@ -133,6 +158,7 @@ def read_backwards(function: Callable) -> str:
     right_carry, right_outputs = _read(start, inputs, "right")
     whole_carry, _ = _read(start, inputs, "whole")
     zero_carry, _ = _read(np.zeros_like(start), inputs, "right")
+    zeroed_carry, _ = _read(np.where(LENGTHS[:, None] < NUM_STEPS, 0, start), inputs, "right")
     expect_close(
         carry,
         right_carry,
@@ -146,6 +172,16 @@ def read_backwards(function: Callable) -> str:
             "Your carry takes `length` steps, but from the last column on: these are not the steps "
             "of the sequence. The condition is t < length, where t is the step's own "
             "number.": _read(start, inputs, "plain flip")[0],
+            "One padded step is read in each row that has one: the mask is true for one step too "
+            "many. Is the step whose number is the length a valid one?": _read(
+                start, inputs, "one more"
+            )[0],
+            "The last valid step of each row is not read: the mask is true for one step too few. "
+            "Steps are counted from 0.": _read(start, inputs, "one less")[0],
+            "The mask is turned round: the carry has read the padding and waited during the "
+            "sequence.": _read(start, inputs, "padding")[0],
+            "At padded steps your carry is set to zero, so a row that begins with padding has "
+            "lost the carry that was given. It should wait there, not be cleared.": zeroed_carry,
             "Your carry begins at zero. Begin with the carry that is given.": zero_carry,
             "The carry never changes: this is the one that was given. Where the mask is true, take "
             "the new one.": start,
@@ -179,7 +215,15 @@ def read_backwards(function: Callable) -> str:
             "These are the carries, not the outputs of the cell.": np.where(
                 mask, (shown - 1) / 2, 0
             ),
+            "The carry is right, but every output was computed from the carry that was given: what "
+            "a step shows comes from the carry that it has got.": np.where(
+                mask, 2 * (0.5 * start[:, None] + inputs) + 1, 0
+            ),
+            "The mask of the outputs is turned round: they are zero at the valid steps.": np.where(
+                mask, 0, leftover
+            ),
         },
+        otherwise="The carry is right. Are the outputs those of the same calls of the cell?",
     )
     with_nan = run(
         function,
@@ -217,10 +261,30 @@ def attend(function: Callable) -> str:
     over_batch = (over_batch[..., None] * cleaned).sum(axis=1)
     empty_row = (everywhere[..., None] * outputs).sum(axis=1)
     empty_filled = np.where(LENGTHS[:, None] > 0, expected, outputs.mean(axis=1))
+    one_more, one_less = (_attention(scores, outputs, LENGTHS + by) for by in (1, -1))
+    too_many = (
+        "One padded step has a weight in each row that has one: the mask is true for one step too "
+        "many. Is the step whose number is the length a valid one?"
+    )
+    padding = _softmax(np.where(MASK, -1e30, scores))[..., None]
+    turned_round = "The mask is turned round: the weights are those of the padding."
     expect_close(
         result,
         expected,
         mistakes={
+            too_many: one_more,
+            f"{too_many} (The outputs are cleaned rightly; the scores are not.)": _attention(
+                scores, cleaned, LENGTHS + 1
+            ),
+            "The last valid step of each row has no weight: the mask is true for one step too few. "
+            "Steps are counted from 0.": one_less,
+            turned_round: (padding * np.where(MASK[..., None], 0, outputs)).sum(axis=1),
+            f"{turned_round} (In a full row, and where the outputs are cleaned, nothing is "
+            "left.)": (padding * cleaned).sum(axis=1),
+            "This is a mean over time of the weighted outputs. The weights add up to one already: "
+            "take the sum.": expected / NUM_STEPS,
+            "The weighted sum is divided by the length once more. The weights add up to one "
+            "already.": expected / np.maximum(LENGTHS, 1)[:, None],
             "The softmax runs over all columns, padding included. Give padded steps a score with "
             "no weight before the softmax.": empty_row,
             "The softmax still counts the padding: its weights are cut off afterwards, and what is "
@@ -241,15 +305,27 @@ def attend(function: Callable) -> str:
             "weight over the padded outputs. Clean the outputs, too.": empty_filled,
         },
         tolerance=1e-4,
+        otherwise="Row 2 has one valid step, so its result is outputs[2, 0]. Begin there.",
     )
     large = np.where(MASK, scores * 500, 1e6).astype(np.float32)
+    large[2, 0] = -1000.0  # the only valid step of its row
     answer = np.asarray(run(function, *map(jnp.asarray, (large, outputs, LENGTHS))))
     if not np.isfinite(answer).all():
         raise Wrong(
             "Scores of about 1000 give NaN or infinity: e^1000 is too large for any float. Use "
             "`jax.nn.softmax`, which subtracts the largest score first."
         )
-    expect_close(answer, _attention(large, outputs), name="for large scores the result")
+    if not np.allclose(answer[2], outputs[2, 0], rtol=1e-3):
+        raise Wrong(
+            "Where the only valid step of a row has a score of -1000, padded steps take its weight "
+            "away: the score that you give to padding is not small enough beside it."
+        )
+    expect_close(
+        answer,
+        _attention(large, outputs),
+        name="for scores of about 1000 the result",
+        otherwise="It was right for small ones.",
+    )
     _check_attention_gradients(function, expected)
     return (
         "weights add up to one over the valid steps, large scores do no harm, and NaN in the "
@@ -262,10 +338,12 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _attention(scores: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+def _attention(
+    scores: np.ndarray, outputs: np.ndarray, lengths: np.ndarray = LENGTHS
+) -> np.ndarray:
     """What the exercise asks for, row by row."""
     result = np.zeros((4, outputs.shape[2]))
-    for b, length in enumerate(LENGTHS):
+    for b, length in enumerate(np.clip(lengths, 0, NUM_STEPS)):
         if length:
             result[b] = _softmax(scores[b : b + 1, :length])[0] @ outputs[b, :length]
     return result
