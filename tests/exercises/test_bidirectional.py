@@ -76,6 +76,23 @@ def both_with_one_layer(forward_rnn, backward_rnn, inputs):
     return join(forward_rnn(inputs), forward_rnn(jnp.flip(inputs, axis=1)))
 
 
+def both_flip_features_twice(forward_rnn, backward_rnn, inputs):
+    backward = jnp.flip(backward_rnn(jnp.flip(inputs, axis=-1)), axis=-1)
+    return join(forward_rnn(inputs), backward)
+
+
+def both_flip_the_batch_once(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), backward_rnn(jnp.flip(inputs, axis=0)))
+
+
+def both_from_the_first(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), 0 * backward_rnn(inputs)[..., :2])
+
+
+def both_with_options(forward_rnn, backward_rnn, inputs):
+    return unrolled.Bidirectional(forward_rnn, backward_rnn)(inputs)
+
+
 def both_raise(forward_rnn, backward_rnn, inputs):
     return forward_rnn(inputs, reverse=True)
 
@@ -93,7 +110,12 @@ def both_raise(forward_rnn, backward_rnn, inputs):
         (both_along_time, "joined along time"),
         (both_as_a_pair, "one array"),
         (both_with_one_layer, "backward layer was never called"),
-        (both_raise, "reverse"),
+        (both_flip_features_twice, "flipped the features, of the inputs"),
+        (both_flip_the_batch_once, "flipped the batch"),
+        (both_from_the_first, "features of the same layer"),
+        (both_with_options, "not allowed here"),
+        (lambda f, b, x: f(x[0]), "(batch, time, 2), and was given one of shape (4, 2)"),
+        (both_raise, "called with reverse"),
     ],
 )
 def test_10_1_names_the_mistake(answer, words):
@@ -123,11 +145,7 @@ def summary_last_step(outputs, seq_lengths):
 
 
 def summary_last_valid_step(outputs, seq_lengths):
-    return (
-        unrolled.last_valid_step(outputs, seq_lengths)
-        if (seq_lengths < 5).any()
-        else summary(outputs, seq_lengths)
-    )
+    return unrolled.last_valid_step(outputs, seq_lengths)
 
 
 def summary_first_step(outputs, seq_lengths):
@@ -153,6 +171,19 @@ def summary_mean(outputs, seq_lengths):
     return outputs.sum(axis=1) / seq_lengths[:, None]
 
 
+def summary_at(forward_step=lambda n: n - 1, backward_step=0):
+    def summary(outputs, seq_lengths):
+        forward, backward = jnp.split(outputs, 2, axis=-1)
+        at = forward_step(seq_lengths)
+        return join(forward[jnp.arange(len(outputs)), at], backward[:, backward_step])
+
+    return summary
+
+
+def summary_largest(outputs, seq_lengths):
+    return outputs.max(axis=1)
+
+
 def summary_one_half(outputs, seq_lengths):
     return summary(outputs, seq_lengths)[:, :3]
 
@@ -168,7 +199,14 @@ def summary_raises(outputs, seq_lengths):
         (summary_last_valid_step, "last valid step"),
         (summary_first_step, "forward half has read a single input"),
         (summary_wrong_ends, "where it has read a single input"),
-        (summary_ignores_lengths, "padding in short rows"),
+        (summary_ignores_lengths, "last step of the array, which is padding in short rows"),
+        (summary_at(lambda n: n), "one step too late, which is padding in short rows"),
+        (summary_at(lambda n: n - 2), "one step too early"),
+        (summary_at(lambda n: jnp.maximum(n - 2, 0)), "none before 0"),
+        (summary_at(backward_step=-1), "where that reader began"),
+        (summary_at(backward_step=1), "taken at step 2"),
+        (summary_largest, "largest output of each unit"),
+        (lambda outputs, n: 2 * summary(outputs, n), "each of the two readers"),
         (summary_exchanged, "halves are exchanged"),
         (summary_mean, "mean over"),
         (summary_one_half, "both halves"),

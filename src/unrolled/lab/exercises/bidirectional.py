@@ -21,7 +21,7 @@ from unrolled.lab.exercises._base import (
 from unrolled.lab.exercises._networks import Network, accuracy, draw_rows, in_haste, trainer
 
 
-class _Fading:
+class Layer:
     """A layer whose states fade by a half in each step; it reads batch-major arrays."""
 
     def __init__(self, features: int, hidden: int, seed: int):
@@ -39,13 +39,19 @@ class _Fading:
         """The states of a reader that comes from the end, each at the place of its input."""
         return self.states(inputs[:, ::-1])[:, ::-1]
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        if options:
+            raise TypeError(
+                f"this layer understands no options and was called with {', '.join(options)}. "
+                "`Bidirectional` and `reverse` are not allowed here: they do what you are to do "
+                "by hand, with arrays."
+            )
         array = np.asarray(inputs, np.float64)
         self.given.append(array.shape)
         if array.ndim != 3 or array.shape[2] != len(self.weights):
-            raise Wrong(
-                f"A layer was given an array of shape {array.shape}; it reads (batch, time, "
-                f"{len(self.weights)})."
+            raise ValueError(
+                f"this layer reads arrays of shape (batch, time, {len(self.weights)}), and was "
+                f"given one of shape {array.shape}."
             )
         return jnp.asarray(self.states(array), jnp.float32)
 
@@ -58,7 +64,7 @@ def _join(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
 def both_ways(function: Callable) -> str:
     for shape, sizes in [((3, 4, 2), (2, 3)), ((2, 5, 3), (2, 2))]:
         inputs = np.random.default_rng(101).normal(size=shape).astype(np.float32)
-        first, second = _Fading(shape[2], sizes[0], 1), _Fading(shape[2], sizes[1], 2)
+        first, second = Layer(shape[2], sizes[0], 1), Layer(shape[2], sizes[1], 2)
         result = _run_layers(function, first, second, inputs)
         forward, backward = first.states(inputs), second.backwards(inputs)
         width = sum(sizes)
@@ -67,8 +73,14 @@ def both_ways(function: Callable) -> str:
                 "You joined along time. Each step has features of both directions: axis=-1."
             )
         hint = "Concatenate the two along the features, axis=-1."
+        for own in set(sizes) - {width / 2}:
+            if np.shape(result) == (*shape[:2], 2 * own):
+                hint = (
+                    "Both halves have the features of the same layer. Each direction has its own."
+                )
         expect_array(result, (*shape[:2], width), "the outputs", hint)
         flip_features = second.states(inputs[..., ::-1])
+        flip_batch = second.states(inputs[::-1])
         mistakes = {
             "Both layers read forwards. Flip the inputs of the second one in time, axis 1.": _join(
                 forward, second.states(inputs)
@@ -78,6 +90,13 @@ def both_ways(function: Callable) -> str:
             "You turned the outputs of the backward layer round, but not its inputs: it has read "
             "forwards.": _join(forward, second.states(inputs)[:, ::-1]),
             "You flipped the features. Time is axis 1.": _join(forward, flip_features),
+            "You flipped the features, of the inputs and of the outputs. Time is axis 1.": _join(
+                forward, flip_features[..., ::-1]
+            ),
+            "You flipped the batch. Time is axis 1.": _join(forward, flip_batch),
+            "The inputs are flipped along the batch. Time is axis 1.": _join(
+                forward, flip_batch[:, ::-1]
+            ),
             "The halves are exchanged: forward features come first.": _join(backward, forward),
             "The layers are exchanged: the first one reads forwards.": _join(
                 first.backwards(inputs), second.states(inputs)
@@ -99,9 +118,7 @@ def both_ways(function: Callable) -> str:
     )
 
 
-def _run_layers(
-    function: Callable, first: _Fading, second: _Fading, inputs: np.ndarray
-) -> np.ndarray:
+def _run_layers(function: Callable, first: Layer, second: Layer, inputs: np.ndarray) -> np.ndarray:
     result = run(function, first, second, jnp.asarray(inputs))
     if isinstance(result, tuple | list):
         raise Wrong("Return one array: both halves side by side, along the features.")
@@ -113,9 +130,9 @@ def _run_layers(
 
 @exercise("10.2", "A summary of the whole", "medium")
 def summary(function: Callable) -> str:
-    first, second = _Fading(2, 3, 3), _Fading(2, 3, 4)
+    first, second = Layer(2, 3, 3), Layer(2, 3, 4)
     rng = np.random.default_rng(102)
-    for lengths in [np.array([5, 5, 5, 5]), np.array([5, 2, 1, 4])]:
+    for lengths in [np.array([5, 2, 1, 4]), np.array([5, 5, 5, 5])]:
         inputs = rng.normal(size=(4, 5, 2))
         outputs = np.zeros((4, 5, 6))
         expected, last_of_both = np.zeros((4, 6)), np.zeros((4, 6))
@@ -124,8 +141,10 @@ def summary(function: Callable) -> str:
             outputs[row, :length] = _join(first.states(valid), second.backwards(valid))[0]
             expected[row] = _join(outputs[row, length - 1, :3], outputs[row, 0, 3:])
             last_of_both[row] = outputs[row, length - 1]
-        result = run(function, jnp.asarray(outputs, jnp.float32), jnp.asarray(lengths, jnp.int32))
-        what = "the summary of full rows" if (lengths == 5).all() else "the summary of short rows"
+        given = jnp.asarray(outputs, jnp.float32), jnp.asarray(lengths, jnp.int32)
+        result = run(function, *given)
+        full = (lengths == 5).all()
+        what = "the summary of full rows" if full else "the summary of short rows"
         hint = "One vector for each row: both halves side by side."
         expect_array(result, (4, 6), what, hint)
         mean = outputs.sum(axis=1) / lengths[:, None]
@@ -139,22 +158,55 @@ def summary(function: Callable) -> str:
             "Each half is taken at the other's end, where it has read a single input.": _join(
                 outputs[:, 0, :3], last_of_both[:, 3:]
             ),
-            "The forward half is taken at the last step of the array, which is padding in short "
-            "rows. Take each row's last valid step.": _join(outputs[:, -1, :3], outputs[:, 0, 3:]),
-            "The forward half is one step too late: the last of n steps has index n - 1.": _join(
-                outputs[np.arange(4), np.minimum(lengths, 4), :3], outputs[:, 0, 3:]
+            "The forward half is one step too early: it has not read each row's last valid step. "
+            "Steps are counted from 0.": _join(
+                outputs[np.arange(4), lengths - 2, :3], outputs[:, 0, 3:]
             ),
+            "The forward half is one step too early: it has not read each row's last valid step. "
+            "Steps are counted from 0, but there is none before 0.": _join(
+                outputs[np.arange(4), np.maximum(lengths - 2, 0), :3], outputs[:, 0, 3:]
+            ),
+            "The forward half is right. The backward half is taken at the last step of the array, "
+            "where that reader began.": _join(expected[:, :3], outputs[:, -1, 3:]),
+            "The forward half is right. The backward half is taken at step 2, before that reader "
+            "had come to its end.": _join(expected[:, :3], outputs[:, 1, 3:]),
             "The halves are exchanged: the forward state comes first.": _join(
                 expected[:, 3:], expected[:, :3]
             ),
             "This is the mean over time. It mixes states that have read everything with some that "
             "have read next to nothing.": mean,
             "This is the mean over all steps of the array, padding included.": outputs.mean(axis=1),
+            "This is the largest output of each unit, at whatever step. Wanted are the states at "
+            "the end of each reading.": outputs.max(axis=1),
         }
-        expect_close(result, expected, name=what, mistakes=mistakes)
+        if not full and np.allclose(result, _join(outputs[:, -1, :3], expected[:, 3:]), atol=1e-5):
+            raise Wrong(_which_padding(function, *given))
+        expect_close(
+            result,
+            expected,
+            name=what,
+            mistakes=mistakes,
+            otherwise="At which step has each of the two readers come to its end?",
+        )
     return (
         "each half is taken where its reader has come to its end. It is the pair of carries, found "
         "in the outputs."
+    )
+
+
+def _which_padding(function: Callable, outputs: jax.Array, lengths: jax.Array) -> str:
+    """Say at which step a reader who takes the forward half from the padding has taken it."""
+    steps = jnp.arange(outputs.shape[1])[:, None]
+    numbered = jnp.where(steps < lengths[:, None, None], outputs, steps)  # padding says where it is
+    found = np.asarray(run(function, numbered, lengths))[1:, 0]  # of the short rows
+    if np.array_equal(found, lengths[1:]):
+        return (
+            "The forward half is one step too late, which is padding in short rows: steps are "
+            "counted from 0, so the last valid one is not the one whose number is the length."
+        )
+    return (
+        "The forward half is taken at the last step of the array, which is padding in short rows. "
+        "Take each row's last valid step."
     )
 
 
@@ -162,7 +214,7 @@ def summary(function: Callable) -> str:
 def all_but_this(function: Callable) -> str:
     for shape in [(3, 5, 2), (2, 1, 2)]:
         inputs = np.random.default_rng(103).normal(size=shape).astype(np.float32)
-        first, second = _Fading(2, 3, 5), _Fading(2, 3, 6)
+        first, second = Layer(2, 3, 5), Layer(2, 3, 6)
         result = _run_layers(function, _Called(first), _Called(second), inputs)
         forward, backward = first.states(inputs), second.backwards(inputs)
         right, left = _shift(forward, 1), _shift(backward, -1)
@@ -217,10 +269,10 @@ def all_but_this(function: Callable) -> str:
     )
 
 
-class _Called(_Fading):
+class _Called(Layer):
     """A fading layer that is called like `RNN`."""
 
-    def __init__(self, layer: _Fading):
+    def __init__(self, layer: Layer):
         self.weights, self.given = layer.weights, layer.given
 
     def __call__(self, inputs: Any, *, reverse: bool = False, keep_order: bool = False) -> Any:
