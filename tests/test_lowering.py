@@ -16,6 +16,7 @@ from unrolled.cells import (
     OptimizedLSTMCell,
     SimpleCell,
     modified_orthogonal,
+    orthogonal_per_gate,
 )
 from unrolled.lab import finite
 from unrolled.layers import RNN, Bidirectional, StackedRNN
@@ -57,10 +58,30 @@ FUNCTIONS = {
         jax.value_and_grad(lambda params, x: gru.gru_sequence(params, jnp.zeros(4), x)[1].sum()),
         (PARAMS, jnp.ones((5, 3))),
     ),
+    "gru_step": (gru.gru_step, (PARAMS, jnp.zeros(4), jnp.ones(3))),
+    "backwards, unrolled, time first": (
+        lambda x, lengths: RNN(
+            GRUCell(3, 4, activation_fn=nnx.softplus, rngs=nnx.Rngs(0)),
+            time_major=True,
+            reverse=True,
+            keep_order=True,
+            unroll=2,
+        )(jnp.swapaxes(x, 0, 1), seq_lengths=lengths),
+        RAGGED,
+    ),
+    "gates that mix units": (
+        jax.grad(
+            lambda x, lengths: RNN(SimpleCell(3, 4, activation_fn=nnx.softmax, rngs=nnx.Rngs(0)))(
+                x, seq_lengths=lengths
+            ).sum()
+        ),
+        RAGGED,
+    ),
     "initial weights": (
         lambda key: (
             gru.initialize_gru_params(key, input_dim=3, hidden_dim=4),
             modified_orthogonal(key, (4, 4)),
+            orthogonal_per_gate(key, (4, 12)),
         ),
         (jax.random.key(0),),
     ),
