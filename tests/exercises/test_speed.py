@@ -32,16 +32,21 @@ def four(array):
     return jnp.split(array, 4, axis=-1)
 
 
-def lstm(weights, carry, inputs, *, bias=True, recur_from=1, output=1, permute=(0, 1, 2, 3)):
+def lstm(
+    weights, carry, inputs, *, bias=True, recur_from=1, output=1, permute=(0, 1, 2, 3), keep="ch",
+    reverse=False,
+):  # fmt: skip
+    first = carry
     pairs = list(zip(four(weights["W"]), four(weights["b"])))
     projected = tuple(inputs @ pairs[k][0] + bias * pairs[k][1] for k in permute)
 
     def step(carry, projected):
         recurrent = four(carry[recur_from] @ weights["U"])
         carry = lstm_gate(carry[0], projected, [recurrent[k] for k in permute])
-        return carry, carry[output]
+        kept = [new if name in keep else old for name, new, old in zip("ch", carry, first)]
+        return tuple(kept), carry[output]
 
-    return jax.lax.scan(step, carry, projected)
+    return jax.lax.scan(step, carry, projected, reverse=reverse)
 
 
 def lstm_with(**options):
@@ -90,6 +95,16 @@ def lstm_carry_exchanged(weights, carry, inputs):
     return (h, c), states
 
 
+def lstm_transposed(weights, carry, inputs):
+    turned = jnp.concatenate([square.T for square in four(weights["U"])], axis=1)
+    return lstm(weights | {"U": turned}, carry, inputs)
+
+
+def lstm_memory_twice(weights, carry, inputs):
+    (c, _), states = lstm(weights, carry, inputs)
+    return (c, c), states
+
+
 def lstm_python_loop(weights, carry, inputs):
     states = []
     for x in inputs:
@@ -112,7 +127,15 @@ def lstm_raises(weights, carry, inputs):
         (lstm_with(bias=False), "bias is missing"),
         (lstm_with(recur_from=0), "takes the memory c"),
         (lstm_with(output=0), "memories c"),
-        (lstm_with(permute=(1, 0, 2, 3)), "another order"),
+        (lstm_with(permute=(1, 0, 2, 3)), "order f, i, g, o"),
+        (lstm_with(permute=(3, 2, 1, 0)), "order o, g, f, i"),
+        (lstm_with(keep=""), "carry is not handed on"),
+        (lstm_with(keep="h"), "and c is not"),
+        (lstm_with(keep="c"), "and h is not"),
+        (lstm_with(reverse=True), "backwards through time"),
+        (lstm_transposed, "squares in U are transposed"),
+        (lambda weights, carry, inputs: (carry, lstm(weights, carry, inputs)[1]), "before the"),
+        (lstm_memory_twice, "(c, c)"),
         (lstm_start_exchanged, "exchanged"),
         (lstm_carry_exchanged, "(h, c)"),
         (lstm_not_hoisted, "loop holds 2 products"),
@@ -154,6 +177,13 @@ def smallest_rounded_down(*machine):
     return smallest(*machine) - 1 if smallest(*machine) < math.inf else math.inf
 
 
+def smallest_next_above(hidden, gates, peak, bandwidth):
+    """The next whole number *above* the bound."""
+    ratio = peak / bandwidth
+    slope = 2 * gates * hidden - 4 * ratio * (1 + gates)
+    return math.floor(4 * ratio * gates * hidden / slope) + 1 if slope > 0 else math.inf
+
+
 def smallest_approximate(hidden, gates, peak, bandwidth):
     return math.ceil(2 * peak / bandwidth)
 
@@ -179,6 +209,8 @@ def smallest_raises(*machine):
     "answer, words",
     [
         (smallest_rounded_down, "Round up"),
+        (smallest_next_above, "One row fewer"),
+        (lambda *machine: smallest(*machine) + 1, "One row fewer"),
         (smallest_approximate, "approximation"),
         (smallest_with(operations=1), "two operations"),
         (smallest_with(size=1), "4 bytes"),
@@ -206,7 +238,7 @@ def test_11_2_starter_and_right_answer():
 
 def tangents_of(
     weights, states, initial_h, inputs, tangents, *, without=None, after=False, slope=None,
-    transpose=False, late=False,
+    transpose=False, late=False, hand_on=True, reverse=False, alone=False,
 ):  # fmt: skip
     W, _, U = weights
     tangents = [0 * t if index == without else t for index, t in enumerate(tangents)]
@@ -217,11 +249,11 @@ def tangents_of(
 
     def step(d_h, known):
         slope, drive = known
-        moved = d_h @ (U.T if transpose else U)
+        moved = (d_h if hand_on else tangents[3]) @ (U.T if transpose else U) * (not alone)
         d_h = slope * moved + drive if late else slope * (moved + drive)
         return d_h, d_h
 
-    return jax.lax.scan(step, d_h, (slopes, drive))[1]
+    return jax.lax.scan(step, d_h, (slopes, drive), reverse=reverse)[1]
 
 
 def tangents_with(**options):
@@ -282,6 +314,10 @@ def tangents_raise(*arguments):
         (tangents_with(slope=lambda h: 1 - h), "with the square"),
         (tangents_with(late=True), "not to the drive"),
         (tangents_with(transpose=True), "transpose of U"),
+        (tangents_with(hand_on=False), "is not handed on"),
+        (tangents_with(reverse=True), "backwards through time"),
+        (tangents_with(alone=True), "drives alone"),
+        (lambda *arguments: 2 * tangents_of(*arguments), "first step by hand"),
         (tangents_by_jvp, "compute tanh again"),
         (tangents_not_hoisted, "loop holds 4 products"),
         (tangents_last_only, "One tangent for each state"),

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -60,15 +61,39 @@ def lstm_sequence(function: Callable) -> str:
         "You start with c and h exchanged: the carry is (c, h).": _lstm(
             weights, carry[::-1], inputs
         )[2],
-        "The gates are in another order. W, b and U hold i, f, g, o.": _lstm(
-            weights, carry, inputs, order="figo"
+        "The carry is not handed on: every step begins with the one that was given.": _lstm(
+            weights, carry, inputs, keep=""
         )[2],
+        "h is handed on from step to step, and c is not: every step begins with the first "
+        "memory.": _lstm(weights, carry, inputs, keep="h")[2],
+        "c is handed on from step to step, and h is not: the product with U takes the first h in "
+        "every step.": _lstm(weights, carry, inputs, keep="c")[2],
+        "The four squares in U are transposed, which no shape tells. Each step multiplies h by "
+        "U, h first.": _lstm(
+            weights
+            | {"U": np.concatenate([u.T for u in np.split(weights["U"], 4, axis=1)], axis=1)},
+            carry,
+            inputs,
+        )[2],
+        "The steps run backwards through time.": _lstm(weights, carry, inputs[::-1])[2][::-1],
+    }
+    mistakes |= {
+        f"The gates are in the order {', '.join(order)}. W, b and U hold them in another order: "
+        "i, f, g, o.": _lstm(weights, carry, inputs, order="".join(order))[2]
+        for order in permutations("ifgo")
     }
     otherwise = "Split W, b and the product with U in the same order."
     expect_close(states, right[2], name="h", mistakes=mistakes, otherwise=otherwise)
     exchanged = {"The final carry is (h, c); it should be (c, h), as it came in.": right[1]}
-    expect_close(final[0], right[0], name="the last c", mistakes=exchanged)
-    expect_close(final[1], right[1], name="the last h")
+    first = {
+        "The carry is the one before the first step. Scan returns the one after the last.": (
+            carry[0]
+        )
+    }
+    where = "The h are right. Return the carry that scan returns."
+    expect_close(final[0], right[0], name="the last c", mistakes=exchanged | first, otherwise=where)
+    both = {"The carry is (c, c); its second part is h.": right[0]}
+    expect_close(final[1], right[1], name="the last h", mistakes=both, otherwise=where)
 
     scan = _only_scan(function, *arguments)
     inside = _count(scan.params["jaxpr"].jaxpr, "dot_general")
@@ -100,11 +125,13 @@ def _lstm(
     inputs: np.ndarray,
     recur_from: str = "h",
     order: str = "ifgo",
+    keep: str = "ch",
 ) -> tuple[np.ndarray, ...]:
-    """Return the last c, the last h, all h and all c."""
+    """Return the last c, the last h, all h and all c. What is not in `keep` is not handed on."""
     c, h = carry
     hidden, memories = [], []
     for x in inputs:
+        c, h = c if "c" in keep else carry[0], h if "h" in keep else carry[1]
         total = x @ weights["W"] + weights["b"] + (h if recur_from == "h" else c) @ weights["U"]
         gates = dict(zip(order, np.split(total, 4, axis=-1)))
         i, f, o = (1 / (1 + np.exp(-gates[name])) for name in "ifo")
@@ -122,6 +149,7 @@ def smallest_batch(function: Callable) -> str:
         (1024, 4, 2e13, 1e12),
         (64, 1, 1e11, 1e11),
         (300, 3, 5e10, 7e9),
+        (64, 1, 8e10, 1e10),  # 32 rows are just enough, without rounding
     ]
     for hidden, gates, peak, bandwidth in machines:
         given = f"{hidden} units, {gates} gates, peak {peak:g} and bandwidth {bandwidth:g}"
@@ -134,6 +162,8 @@ def smallest_batch(function: Callable) -> str:
             "That is rounded down: this batch is still limited by memory, by a little. Round up.": (
                 right - 1
             ),
+            "One row fewer is enough: at that batch the intensity is at least what the machine "
+            "wants. What is the bound where it is a whole number?": right + 1,
             "A multiplication and an addition are two operations: 2 · B · H · kH.": _smallest(
                 hidden, gates, 2 * ratio
             ),
@@ -232,7 +262,18 @@ def simple_tangents(function: Callable) -> str:
             _simple_tangents(given, tangents, transpose=True)
         ),
     }
-    expect_close(result, right, mistakes=mistakes, tolerance=1e-4)
+    mistakes |= {
+        "The tangent of the state is not handed on: every step begins with d_initial_h.": (
+            _simple_tangents(given, tangents, hand_on=False)
+        ),
+        "The steps run backwards through time. That is the way of gradients; tangents run "
+        "forwards.": _simple_tangents(given, tangents, backwards=True),
+        "These are the drives alone, times the slope: the product with U is missing.": (
+            _simple_tangents([*given[:2], 0 * given[2], *given[3:]], tangents, states=states)
+        ),
+    }
+    otherwise = "Compute the first step by hand: there the tangent of the state before is given."
+    expect_close(result, right, mistakes=mistakes, tolerance=1e-4, otherwise=otherwise)
 
     scan = _only_scan(function, *arguments)
     body = scan.params["jaxpr"].jaxpr
@@ -271,18 +312,22 @@ def _simple_tangents(
     slope: Callable = lambda h: 1 - h**2,
     slope_of_drive: bool = True,
     transpose: bool = False,
+    hand_on: bool = True,
+    backwards: bool = False,
+    states: np.ndarray | None = None,
 ) -> np.ndarray:
     W, _, U, initial_h, inputs = given
     dW, db, dU, dh, d_inputs = tangents
-    states = _simple_states(*given)
+    states = _simple_states(*given) if states is None else states
     earlier = np.concatenate([initial_h[None], states[:-1]]) if before else states
     result = []
-    for x, dx, h, h_before in zip(inputs, d_inputs, states, earlier):
+    steps = list(zip(inputs, d_inputs, states, earlier))
+    for x, dx, h, h_before in steps[::-1] if backwards else steps:
         drive = dx @ W + x @ dW + db + h_before @ dU
-        moved = dh @ (U.T if transpose else U)
+        moved = (dh if hand_on else tangents[3]) @ (U.T if transpose else U)
         dh = slope(h) * (moved + drive) if slope_of_drive else slope(h) * moved + drive
         result.append(dh)
-    return np.stack(result)
+    return np.stack(result[::-1] if backwards else result)
 
 
 @exercise("11.4", "Where unrolling pays", "open")
