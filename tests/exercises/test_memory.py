@@ -51,7 +51,14 @@ def reaching(
         product, norms = np.eye(len(U)), []
         for h_t in states[::-1] if back else states:
             slope = np.diag(1 - h_t**2)
-            jacobian = {"rows": slope @ U, "columns": U @ slope, "none": U}[slopes]
+            jacobian = {
+                "rows": slope @ U,
+                "columns": U @ slope,
+                "none": U,
+                "no square": np.diag(1 - h_t) @ U,
+                "tanh twice": np.diag(1 - np.tanh(h_t) ** 2) @ U,
+                "transposed": slope @ U.T,
+            }[slopes]
             product = product @ jacobian if earlier_right else jacobian @ product
             norms.append(np.linalg.norm(product, ord=order))
         under = [k for k, norm in enumerate(norms) if below(norm, threshold)]
@@ -93,28 +100,41 @@ def backward(
     sign=1,
     counted=True,
     per_unit=False,
+    z_forward=lambda z: z,
+    z_back=lambda z: z,
+    full_direct=False,
+    slope_first=True,
+    first=0,
+    old=0,
 ):
     """An `additive_backward` by hand with each of its decisions open to a mistake."""
 
     def additive_backward(params, z, initial_h, inputs, delta):
         W, U, b = (np.asarray(params[name], float) for name in "WUb")
         states, candidates = [np.asarray(initial_h, float)], []
+        forward, z = z_forward(z), z_back(z)
         for x_t in np.asarray(inputs):
             candidates.append(np.tanh(W @ x_t + U @ states[-1] + b))
-            states.append((1 - z) * states[-1] + z * candidates[-1])
+            states.append((1 - forward) * states[-1] + forward * candidates[-1])
         delta, z_gradient = np.asarray(delta, float), 0.0
-        for t in reversed(range(len(inputs))):
+        for t in reversed(range(first, len(inputs))):
             response = states[t + 1] if slope_of == "state" else candidates[t]
+            slope = 1 - response**2 * (slope_of != "nothing")
             later = delta
-            through = (U.T if transposed else U) @ ((1 - response**2) * delta)
-            delta = (1 - z) * delta * direct + through * (z if with_z else 1)
+            matrix = U.T if transposed else U
+            through = matrix @ (slope * delta) if slope_first else slope * (matrix @ delta)
+            delta = (1 - z * (not full_direct)) * delta * direct + through * (z if with_z else 1)
             moved = delta if moved_first else later
-            share = moved * (candidates[t] - states[t] * minus_old)
+            share = moved * (candidates[t] - states[t + old] * minus_old)
             share = share if per_unit else share.sum()
             z_gradient = z_gradient + share if summed else share
         return delta, sign * z_gradient * counted
 
     return additive_backward
+
+
+def other(z):
+    return 1 - z
 
 
 def rotation(turns=1.0, scale=1.0, degrees=False, stretch=1.0):
@@ -151,12 +171,30 @@ WRONG = [
     ("1.1", leaky(lambda a, h, x_t: x_t), "Is the old state in your update?"),
     ("1.1", leaky(lambda a, h, x_t: (1 - a) * h + x_t), "(1 - a) where the equation has a"),
     ("1.1", leaky(lambda a, h, x_t: a * h + (1 - a) * x_t), "Here it counts in full"),
-    ("1.1", leaky(lambda a, h, x_t: a * h - x_t), "Compare with h_1 = x_1"),
+    ("1.1", leaky(lambda a, h, x_t: a * h + 2 * x_t), "Compare with h_1 = x_1"),
+    ("1.1", leaky(lambda a, h, x_t: a * h - x_t), "is subtracted"),
+    ("1.1", lambda a, inputs: scan_leaky_states(a, inputs)[::-1], "in the reverse order"),
+    ("1.1", lambda a, inputs: scan_leaky_states(a, inputs[::-1]), "from the last to the first."),
+    ("1.1", lambda a, inputs: scan_leaky_states(a, inputs[::-1])[::-1], "turned the states round"),
+    ("1.1", lambda a, inputs: scan_leaky_states(a, inputs.at[0].mul(1 + a)), "counts twice"),
+    ("1.1", lambda a, inputs: scan_leaky_states(a, inputs.at[0].set(0)), "never enters"),
+    ("1.1", lambda a, inputs: (inputs[-1], scan_leaky_states(a, inputs)), "returned a pair"),
+    ("1.1", lambda a, inputs: {"h": scan_leaky_states(a, inputs)}, "not a dict"),
+    ("1.1", lambda a, inputs: (x_t for x_t in inputs), "not a generator"),
+    ("1.1", lambda a, inputs: "a word", "not a str"),
+    ("1.1", lambda a, inputs: scan_leaky_states(a, inputs)[:, None], "one number for each step"),
+    ("1.1", lambda a, inputs: np.einsum("i", np.ones((2, 2))), "stopped with ValueError"),
+    ("1.1", lambda a, inputs: np.ones((2, 2))[..., 0, ...], "stopped with IndexError"),
     ("1.2", reaching(back=False, earlier_right=False), "You started at the first step"),
     ("1.2", reaching(earlier_right=False), "the earlier step goes on the right"),
     ("1.2", reaching(order="fro"), "Frobenius"),
     ("1.2", reaching(slopes="none"), "The slopes are missing"),
     ("1.2", reaching(slopes="columns"), "scale the columns"),
+    ("1.2", reaching(slopes="no square"), "with the square"),
+    ("1.2", reaching(slopes="tanh twice"), "tanh of the states once more"),
+    ("1.2", reaching(slopes="transposed"), "U is transposed"),
+    ("1.2", reaching(order=1), "another norm"),
+    ("1.2", lambda U, states, t: reaching()(U, states[:-1], t), "lacks the last step"),
     ("1.2", reaching(shift=1), "one too many"),
     ("1.2", reaching(shift=-1), "one too few"),
     ("1.2", reaching(stop=False), "may rise again"),
@@ -169,6 +207,15 @@ WRONG = [
     ("1.3", backward(transposed=False), "must be transposed"),
     ("1.3", backward(with_z=False), "lacks its factor z"),
     ("1.3", backward(direct=False), "direct path is missing"),
+    ("1.3", backward(slope_of="nothing"), "are missing"),
+    ("1.3", backward(slope_first=False), "meets the tanh first"),
+    ("1.3", backward(full_direct=True), "direct path lacks its factor"),
+    ("1.3", backward(z_forward=other, z_back=other), "exchanged, forwards and backwards"),
+    ("1.3", backward(z_forward=other), "exchanged on the way forward"),
+    ("1.3", backward(z_back=other), "exchanged on the way back"),
+    ("1.3", backward(first=1), "this is dL/dh_1"),
+    ("1.3", backward(old=1), "the state before the step"),
+    ("1.3", lambda *args: backward()(*args)[::-1], "in the wrong order"),
     ("1.3", backward(moved_first=True), "before you move it"),
     ("1.3", backward(minus_old=False), "use c_t - h_{t-1}"),
     ("1.3", backward(summed=False), "add the shares of all steps"),
@@ -181,6 +228,9 @@ WRONG = [
     ("1.4", rotation(turns=2), "it should take 12, and not fewer"),
     ("1.4", lambda steps: np.array([[0.0, 1.0], [1.0, 0.0]]), "is back after only 2 steps"),
     ("1.4", rotation(degrees=True), "take radians"),
+    ("1.4", rotation(turns=0.5), "at the opposite point"),
+    ("1.4", lambda steps: rotation()(12), "the same matrix as for 12"),
+    ("1.4", lambda steps: np.diag(np.exp([2j, -2j])), "should hold real numbers"),
     ("1.4", rotation(turns=0.4), "How large is the angle"),
     ("1.4", rotation(scale=0.95), "its gradient vanishes"),
     ("1.4", rotation(scale=1.1), "its gradient explodes"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sysconfig
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +56,11 @@ def exercise(number: str, title: str, difficulty: str) -> Callable[[Callable], C
 
 
 def judge(exercise: Exercise, *answer: Any) -> tuple[str, str]:
-    """Return the verdict on `answer`, "right", "not yet" or "not started", and its message."""
+    """Return the verdict on `answer`, "right", "not yet" or "not started", and its message.
+
+    Matrix products are computed in full precision, the reader's as well as the check's: left to
+    themselves, TPUs and some GPUs round the factors to 8 or 11 bits, and right would look wrong.
+    """
     try:
         if not answer or any(_unfinished(part) for part in answer):
             raise NotStarted
@@ -62,7 +69,8 @@ def judge(exercise: Exercise, *answer: Any) -> tuple[str, str]:
             raise Wrong(
                 f"check got {len(answer)} answers; exercise {exercise.number} has {wanted}."
             )
-        return "right", exercise.checker(*answer)
+        with jax.default_matmul_precision("highest"):
+            return "right", exercise.checker(*answer)
     except NotStarted:
         return "not started", "replace each `...` with your own code and run the cell again."
     except Wrong as wrong:
@@ -89,7 +97,7 @@ def run(function: Callable, *args: Any, **kwargs: Any) -> Any:
     except (Exception, SystemExit) as error:
         if _touches_ellipsis(error):
             raise NotStarted from None
-        where = _where(error, function)
+        where = _where(error)
         raise Wrong(
             f"`{name}` stopped with {type(error).__name__}{where}: {_reason(error)}"
         ) from None
@@ -106,17 +114,24 @@ def expect_array(
     """Return `value` as a NumPy array of `shape`, or raise `Wrong` with `hint` added."""
     if _unfinished(value):
         raise NotStarted
+    have, contain = ("have", "contain") if _is_plural(name) else ("has", "contains")
     try:
-        array = np.asarray(value, dtype=np.float64)
+        array = np.asarray(value)
+        if np.iscomplexobj(array):
+            raise Wrong(
+                f"{name} should hold real numbers, like every weight and state in the book, but "
+                "yours are complex."
+            )
+        array = array.astype(np.float64)
     except (TypeError, ValueError):
         raise Wrong(
             f"{name} should be an array of shape {shape}, not {_describe(value)}."
         ) from None
     if array.shape != shape:
         detail = f" {hint}" if hint else ""
-        raise Wrong(f"{name} has shape {array.shape}; expected {shape}.{detail}")
+        raise Wrong(f"{name} {have} shape {array.shape}; expected {shape}.{detail}")
     if not np.isfinite(array).all():
-        raise Wrong(f"{name} contains NaN or infinite values.")
+        raise Wrong(f"{name} {contain} NaN or infinite values.")
     return array
 
 
@@ -152,7 +167,8 @@ def expect_close(
     where = np.unravel_index(int(difference.argmax()), difference.shape)
     place = f" at index {tuple(int(i) for i in where)}" if difference.ndim else ""
     detail = f" {otherwise}" if otherwise else ""
-    raise Wrong(f"{name} is off by up to {difference.max():.2g}{place}.{detail}")
+    be, up_to = "are" if _is_plural(name) else "is", "up to " * bool(difference.ndim)
+    raise Wrong(f"{name} {be} off by {up_to}{difference.max():.2g}{place}.{detail}")
 
 
 class Criterion(NamedTuple):
@@ -188,12 +204,18 @@ def rubric(needed: Sequence[Criterion], extra: Sequence[Criterion] = ()) -> str:
 def _unfinished(value: Any) -> bool:
     return any(
         leaf is Ellipsis or leaf is NotImplemented
-        for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: leaf is Ellipsis)
+        for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Iterator))
     )
 
 
 def _touches_ellipsis(error: BaseException) -> bool:
-    return "ellipsis" in str(error).lower()
+    """Say whether `error` arose because a `...` was used as if it were a value.
+
+    An error about indices or an einsum may speak of an ellipsis too, and come of finished code.
+    """
+    return isinstance(error, (TypeError, AttributeError, ValueError)) and bool(
+        re.search(r"'ellipsis'|type ellipsis\b|EllipsisType|\bgot\b.*\bEllipsis\b", str(error))
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -201,12 +223,34 @@ def _reason(error: BaseException) -> str:
 
 
 def _describe(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"an array of shape {value.shape}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
 
 
-def _where(error: BaseException, function: Callable) -> str:
+def _is_plural(name: str) -> bool:
+    """Say whether a name such as "the outputs of the cell" wants a plural verb.
+
+    A single word is the reader's own name for one thing, such as `dense_i.bias`.
+    """
+    noun = re.split(r" (?:after|at|for|from|in|of|on|over|per|with|without)\b", name)[0]
+    return " " in noun and noun.endswith("s") and not noun.endswith(("ss", "axis", "bias"))
+
+
+PACKAGE = Path(__file__).parents[2]
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+
+
+def _where(error: BaseException) -> str:
     """Name the line of the reader's own code in which `error` arose, if it can be told."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code is not None]
-    own = [frame for frame in frames if frame.filename == code.co_filename]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
     return f" at line {own[-1].lineno}, `{own[-1].line}`" if own and own[-1].line else ""
+
+
+def _is_own(filename: str) -> bool:
+    path = Path(filename)
+    libraries = {"site-packages", "dist-packages"}.intersection(path.parts)
+    return not (libraries or path.is_relative_to(PACKAGE) or path.is_relative_to(STANDARD_LIBRARY))

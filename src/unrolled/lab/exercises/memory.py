@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,27 +22,37 @@ def leaky_states(function: Callable) -> str:
     (inputs,) = _numbers(11, (6,))
     a, length = 0.7, len(inputs)
 
-    def recur(update: Callable, h: float = 0.0) -> np.ndarray:
+    def recur(update: Callable, h: float = 0.0, inputs: np.ndarray = inputs) -> np.ndarray:
         states = []
         for x_t in inputs:
             h = update(h, x_t)
             states.append(h)
         return np.array(states)
 
-    right = recur(lambda h, x_t: a * h + x_t)
+    def leak(h: float, x_t: float) -> float:
+        return a * h + x_t
+
+    right = recur(leak)
     result = run(function, a, jnp.asarray(inputs))
-    if np.shape(result) == ():
+    if isinstance(result, (int, float)) or getattr(result, "shape", None) == ():
         raise Wrong(
             "`leaky_states` returned a single number. Collect the state of every step in a list "
             "and return them all, not only the last."
         )
-    if np.shape(result) == (length + 1,):
+    if isinstance(result, tuple) and len(result) == 2:
+        raise Wrong(
+            "`leaky_states` returned a pair. If it is what `scan` returns, the last state and all "
+            "states, return only the second."
+        )
+    if isinstance(result, (list, np.ndarray, jax.Array)) and len(result) == length + 1:
         raise Wrong(
             f"`leaky_states` returned {length + 1} states for {length} inputs. The first state to "
             "keep is h_1: leave h_0 out of the result."
         )
     expect_close(
-        expect_array(result, (length,), "`leaky_states(a, inputs)`"),
+        expect_array(
+            result, (length,), "`leaky_states(a, inputs)`", "There is one number for each step."
+        ),
         right,
         name="`leaky_states(a, inputs)`",
         mistakes={
@@ -61,6 +72,16 @@ def leaky_states(function: Callable) -> str:
             "That is an average that weights the input with (1 - a). Here it counts in full.": (
                 recur(lambda h, x_t: a * h + (1 - a) * x_t)
             ),
+            "The states are in the reverse order. The first to return is h_1.": right[::-1],
+            "You read the inputs from the last to the first.": recur(leak, inputs=inputs[::-1]),
+            "You read the inputs from the last to the first, and turned the states round.": (
+                recur(leak, inputs=inputs[::-1])[::-1]
+            ),
+            "The first input counts twice: h_0 is 0, not the first input.": recur(leak, inputs[0]),
+            "The very first input never enters: h_1 is already x_1.": (
+                right - a ** np.arange(length) * inputs[0]
+            ),
+            "The input is subtracted.": -right,
         },
         otherwise="Compare with h_1 = x_1 and h_2 = a x_1 + x_2.",
     )
@@ -93,45 +114,72 @@ def reach(function: Callable) -> str:
         return factor @ product
 
     U, states = _reach_case()
-    threshold = 1e-2
-    jacobians = [np.diag(1 - h_t**2) @ U for h_t in states]
-    backwards = jacobians[::-1]
-    sizes = norms(backwards, earlier_right)
-    right = count(sizes, threshold)
-    mistakes = {
-        count(norms(jacobians, later_left), threshold): (
-            "You started at the first step. Begin with the last one, `states[-1]`, and go back."
+    thresholds = (1e-2, 0.5, 0.1, 1e-3)  # together they tell the mistakes apart
+
+    def backwards(slopes: Callable, matrix: np.ndarray = U) -> list[np.ndarray]:
+        return [np.diag(slopes(h_t)) @ matrix for h_t in states[::-1]]
+
+    jacobians = backwards(lambda h_t: 1 - h_t**2)
+    columns = [U @ np.diag(1 - h_t**2) for h_t in states[::-1]]
+    sizes = norms(jacobians, earlier_right)
+    found = {
+        "You started at the first step. Begin with the last one, `states[-1]`, and go back.": (
+            norms(jacobians[::-1], later_left)
         ),
-        count(norms(backwards, later_left), threshold): (
-            "The factors are in the wrong order: going back, the earlier step goes on the right, "
-            "`product @ jacobian`."
+        "The factors are in the wrong order: going back, the earlier step goes on the right, "
+        "`product @ jacobian`.": norms(jacobians, later_left),
+        "You measured with the Frobenius norm, the default of `norm`. Use `ord=2`: the most a "
+        "vector is stretched.": norms(jacobians, earlier_right, "fro"),
+        "You measured with another norm. Use `ord=2`: the most a vector is stretched.": (
+            norms(jacobians, earlier_right, 1)
         ),
-        count(norms(backwards, earlier_right, "fro"), threshold): (
-            "You measured with the Frobenius norm, the default of `norm`. Use `ord=2`: the most a "
-            "vector is stretched."
+        "The slopes are missing: each Jacobian is diag(1 - h_t²) U, not U alone.": (
+            norms([U] * len(states), earlier_right)
         ),
-        count(norms([U] * len(states), earlier_right), threshold): (
-            "The slopes are missing: each Jacobian is diag(1 - h_t²) U, not U alone."
+        "Your slopes are 1 - h_t. The slope of tanh is 1 - h_t², with the square.": (
+            norms(backwards(lambda h_t: 1 - h_t), earlier_right)
         ),
-        count(norms([U @ np.diag(1 - h**2) for h in states[::-1]], earlier_right), threshold): (
-            "The slopes scale the columns of U. They belong to the new state, so they scale the "
-            "rows: diag(1 - h_t²) on the left of U."
-        ),
-        right + 1: (
-            "That is one too many: the step at which the norm is below the threshold for the first "
-            "time does not count."
-        ),
-        right - 1: "That is one too few. Is the last step, J_T, in your product?",
-        sum(size >= threshold for size in sizes): (
-            "The norm may rise again after it fell. Stop at the first step below the threshold."
+        "You took tanh of the states once more. They have gone through it already: the slopes are "
+        "1 - h_t².": norms(backwards(lambda h_t: 1 - np.tanh(h_t) ** 2), earlier_right),
+        "U is transposed. Here a Jacobian is wanted, dh_t/dh_{t-1}; a gradient that goes back is "
+        "what needs the transpose.": norms(backwards(lambda h_t: 1 - h_t**2, U.T), earlier_right),
+        "The slopes scale the columns of U. They belong to the new state, so they scale the "
+        "rows: diag(1 - h_t²) on the left of U.": norms(columns, earlier_right),
+        "Your product lacks the last step, J_T: begin with `states[-1]`.": (
+            norms(jacobians[1:], earlier_right)
         ),
     }
-    result = _whole_number(run(function, jnp.asarray(U), jnp.asarray(states), threshold))
+    right = [count(sizes, threshold) for threshold in thresholds]
+    mistakes = {
+        message: [count(wrong, threshold) for threshold in thresholds]
+        for message, wrong in found.items()
+    } | {
+        "That is one too many: the step at which the norm is below the threshold for the first "
+        "time does not count.": [steps + 1 for steps in right],
+        "That is one too few. Is the last step, J_T, in your product?": [
+            steps - 1 for steps in right
+        ],
+        "The norm may rise again after it fell. Stop at the first step below the threshold.": [
+            sum(size >= threshold for size in sizes) for threshold in thresholds
+        ],
+    }
+    result = [
+        _whole_number(run(function, jnp.asarray(U), jnp.asarray(states), threshold))
+        for threshold in thresholds
+    ]
     if result != right:
+        for message, wrong in mistakes.items():
+            if result == wrong:
+                raise Wrong(message)
+        threshold, steps = next(
+            (threshold, got)
+            for threshold, got, steps in zip(thresholds, result, right)
+            if got != steps
+        )
         raise Wrong(
-            mistakes.get(result)
-            or f"the gradient reaches back {result} steps by your count, which is not right. "
-            "Print the norm for each k: it starts with that of J_T alone."
+            f"for the threshold {threshold:g} the gradient reaches back {steps} steps by your "
+            "count, which is not right. Print the norm for each k: it starts with that of J_T "
+            "alone."
         )
 
     keeps = np.eye(2, dtype=np.float32)
@@ -152,7 +200,9 @@ def reach(function: Callable) -> str:
         raise Wrong(
             f"when already the norm of J_T is below the threshold, the answer is 0, not {at_once}."
         )
-    return f"in the network of this check the gradient reaches {right} of {len(states)} steps back."
+    return (
+        f"in the network of this check the gradient reaches {right[0]} of {len(states)} steps back."
+    )
 
 
 def _whole_number(value: object) -> int:
@@ -168,22 +218,32 @@ def additive_backward(function: Callable) -> str:
     params = {"W": W, "U": U, "b": b}
     z = 0.3
 
-    def correct(**change: bool) -> tuple[np.ndarray, float]:
+    def correct(*mistakes: str) -> tuple[np.ndarray, float]:
+        forward = z if "exchanged forwards" not in mistakes else 1 - z
         states, candidates = [initial_h.astype(np.float64)], []
         for x_t in inputs:
             candidates.append(np.tanh(W @ x_t + U @ states[-1] + b))
-            states.append((1 - z) * states[-1] + z * candidates[-1])
+            states.append((1 - forward) * states[-1] + forward * candidates[-1])
+        weight = z if "exchanged backwards" not in mistakes else 1 - z
         back, z_gradient = delta.astype(np.float64), 0.0
-        for t in reversed(range(len(inputs))):
-            slope = 1 - (states[t + 1] if change.get("slope_of_state") else candidates[t]) ** 2
-            matrix = U if change.get("untransposed") else U.T
-            through = matrix @ (slope * back) * (1.0 if change.get("z_missing") else z)
-            direct = 0.0 if change.get("no_direct_path") else (1 - z) * back
+        for t in reversed(range("stops early" in mistakes, len(inputs))):
+            slope = 1 - (states[t + 1] if "slope of state" in mistakes else candidates[t]) ** 2
+            if "no slope" in mistakes:
+                slope = 1.0
+            matrix = U if "untransposed" in mistakes else U.T
+            through = matrix @ (slope * back)
+            if "slope after matrix" in mistakes:
+                through = slope * (matrix @ back)
+            through = through * (1.0 if "z missing" in mistakes else weight)
+            direct = (1.0 if "direct in full" in mistakes else 1 - weight) * back
+            if "no direct path" in mistakes:
+                direct = 0.0
             later = back
             back = direct + through
-            moved = back if change.get("too_late") else later
-            share = moved @ (candidates[t] - (0.0 if change.get("only_candidate") else states[t]))
-            z_gradient = share if change.get("only_last") else z_gradient + share
+            moved = back if "too late" in mistakes else later
+            old = states[t + 1] if "new state" in mistakes else states[t]
+            share = moved @ (candidates[t] - (0.0 if "only candidate" in mistakes else old))
+            z_gradient = share if "only last" in mistakes else z_gradient + share
         return back, z_gradient
 
     result = run(
@@ -199,6 +259,8 @@ def additive_backward(function: Callable) -> str:
             "`additive_backward` should return two things, the gradients of h_0 and of z: "
             "`return delta, z_gradient`."
         )
+    if np.shape(result[0]) == () and np.shape(result[1]) == (3,):
+        raise Wrong("The two gradients are in the wrong order: first that of h_0, then that of z.")
     back, z_gradient = correct()
     expect_close(
         expect_array(result[0], (3,), "dL/dh_0"),
@@ -206,12 +268,27 @@ def additive_backward(function: Callable) -> str:
         name="dL/dh_0",
         mistakes={
             "dL/dh_0: the slopes are those of the tanh, 1 - c_t². You used 1 - h_t².": (
-                correct(slope_of_state=True)[0]
+                correct("slope of state")[0]
             ),
-            "dL/dh_0: U must be transposed on the way back.": correct(untransposed=True)[0],
-            "dL/dh_0: the path through the tanh lacks its factor z.": correct(z_missing=True)[0],
+            "dL/dh_0: the slopes of the tanh, 1 - c_t², are missing.": correct("no slope")[0],
+            "dL/dh_0: the slopes come too late. On the way back delta meets the tanh first, and "
+            "then the matrix.": correct("slope after matrix")[0],
+            "dL/dh_0: U must be transposed on the way back.": correct("untransposed")[0],
+            "dL/dh_0: the path through the tanh lacks its factor z.": correct("z missing")[0],
             "dL/dh_0: the direct path is missing. h_{t-1} also reaches h_t by (1 - z) h_{t-1}.": (
-                correct(no_direct_path=True)[0]
+                correct("no direct path")[0]
+            ),
+            "dL/dh_0: the direct path lacks its factor: h_{t-1} stands next to 1 - z.": (
+                correct("direct in full")[0]
+            ),
+            "dL/dh_0: z and 1 - z are exchanged, forwards and backwards. In (1.12) z weighs the "
+            "candidate c_t.": correct("exchanged forwards", "exchanged backwards")[0],
+            "dL/dh_0: z and 1 - z are exchanged on the way forward. In (1.12) z weighs the "
+            "candidate c_t.": correct("exchanged forwards")[0],
+            "dL/dh_0: z and 1 - z are exchanged on the way back. In (1.12) h_{t-1} stands next "
+            "to 1 - z.": correct("exchanged backwards")[0],
+            "dL/dh_0: this is dL/dh_1. One step back is still to be made.": (
+                correct("stops early")[0]
             ),
             "dL/dh_0 is `delta` as it came in: is it carried back inside the loop?": delta,
         },
@@ -224,13 +301,16 @@ def additive_backward(function: Callable) -> str:
         name="dL/dz",
         mistakes={
             "dL/dh_0 is right. dL/dz: use delta before you move it one step back.": (
-                correct(too_late=True)[1]
+                correct("too late")[1]
             ),
             "dL/dh_0 is right. dL/dz: more z also means less of h_{t-1}: use c_t - h_{t-1}.": (
-                correct(only_candidate=True)[1]
+                correct("only candidate")[1]
+            ),
+            "dL/dh_0 is right. dL/dz: c_t - h_{t-1} wants the state before the step, not h_t.": (
+                correct("new state")[1]
             ),
             "dL/dh_0 is right. dL/dz holds one step's share only: add the shares of all steps.": (
-                correct(only_last=True)[1]
+                correct("only last")[1]
             ),
             "dL/dh_0 is right. dL/dz has the wrong sign.": -z_gradient,
             "dL/dh_0 is right. dL/dz is still 0: is it added to inside the loop?": 0.0,
@@ -243,8 +323,9 @@ def additive_backward(function: Callable) -> str:
 
 @exercise("1.4", "Two units that never forget", "open")
 def clock_weights(function: Callable) -> str:
+    turns = {}
     for steps in (12, 7):
-        U = expect_array(
+        turns[steps] = U = expect_array(
             run(function, steps), (2, 2), "the matrix", "Two units need a (2, 2) matrix."
         )
         call = f"clock_weights({steps})"
@@ -270,6 +351,10 @@ def clock_weights(function: Callable) -> str:
             advice = ""
             if np.allclose(U[0, 0], np.cos(360 / steps), atol=1e-3):
                 advice = " `cos` and `sin` take radians, and you seem to have given degrees."
+            elif np.allclose(powers[-1], -np.eye(2), atol=1e-3):
+                advice = " It is at the opposite point: that was half a turn."
+            elif np.allclose(U, turns[12], atol=1e-3) and steps != 12:
+                advice = " It is the same matrix as for 12 steps."
             raise Wrong(
                 f"{call} keeps every length, but after {steps} steps the state is not back where "
                 f"it was.{advice} How large is the angle of one step?"
