@@ -58,6 +58,8 @@ def right_b(a1, b1, a2, b2):
         (queue_with(added, lambda a1, b1, a2, b2: np.maximum(b1, b2) + a2), "adds a2 to b2"),
         (queue_with(added, lambda a1, b1, a2, b2: np.maximum(a1 + b1 + a2, b2)), "contains a1"),
         (queue_with(added, lambda a1, b1, a2, b2: np.minimum(b1 + a2, b2)), "smaller"),
+        (queue_with(added, lambda a1, b1, a2, b2: np.maximum(b1 + a1, b2)), "moves b1 by a1"),
+        (queue_with(added, lambda a1, b1, a2, b2: np.maximum(b1, b2 + a2)), "a2 to b2, not to b1"),
         (queue_with(added, lambda a1, b1, a2, b2: b1 - a2), "Follow b1"),
         (queue_with(lambda a1, a2: a1.sum() + a2.sum(), right_b), "element by element"),
         (lambda first, second: first[0] + second[0], "Return a pair"),
@@ -102,6 +104,11 @@ def packed_early(a, b, starts):
     return packed(a, b, jnp.concatenate([starts[1:], jnp.array([False])]))
 
 
+def packed_swapped(a, b, starts):
+    elements = jnp.where(starts[:, None], 0, a), b
+    return jax.lax.associative_scan(lambda first, second: then(second, first), elements)[1]
+
+
 def packed_with_a_loop(a, b, starts):
     def step(h, abs_):
         a, b, start = abs_
@@ -117,6 +124,9 @@ def packed_with_a_loop(a, b, starts):
         (lambda a, b, starts: states(a, b), "Nothing is reset"),
         (packed_late, "one step late"),
         (packed_early, "one step early"),
+        (lambda a, b, starts: packed(a, b, jnp.roll(starts, -1)), "first start to the end"),
+        (packed_swapped, "operands of the tree's operation are swapped"),
+        (lambda a, b, starts: packed_swapped(a, b, starts & False), "And nothing is reset"),
         (
             lambda a, b, starts: packed(a, jnp.where(starts[:, None], 0, b), starts),
             "also set b to zero",
@@ -199,6 +209,7 @@ def log_with_a_loop(log_a, log_b):
         (log_with(lambda a1, b1, a2, b2: jnp.logaddexp(b1, b2)), "never multiplied"),
         (log_with(lambda a1, b1, a2, b2: jnp.logaddexp(a1 + b2, b1)), "order is swapped"),
         (log_with(lambda a1, b1, a2, b2: a2 + b1 + b2), "logarithm of a product"),
+        (log_with(lambda a1, b1, a2, b2: jnp.logaddexp(a1 + b1, b2)), "log a of the *first* step"),
         (log_with(lambda a1, b1, a2, b2: jnp.maximum(a2 + b1, b2)), "larger of two"),
         (log_with(lambda a1, b1, a2, b2: b2), "first three values"),
         (lambda a, b: jax.lax.associative_scan(log_then, (a, b)), "You returned a pair"),

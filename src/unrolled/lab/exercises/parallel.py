@@ -63,6 +63,11 @@ def queue_then(function: Callable) -> str:
             "Your b lacks b2: the second step takes a maximum at its end.": b1 + a2,
             "Your b is that of the second step alone. The first one may have left more than "
             "that.": b2,
+            "Your b moves b1 by a1. The a of the first step is used up: b1 is what comes *out* of "
+            "that step, and goes through the second one.": np.maximum(b1 + a1, b2),
+            "Your b adds a2 to b2, not to b1. What does the second step add its a to?": np.maximum(
+                b1, b2 + a2
+            ),
             "Your b adds a2 to b2 as well. The second step adds first and compares then.": (
                 np.maximum(b1, b2) + a2
             ),
@@ -114,7 +119,16 @@ def packed_recurrence(function: Callable) -> str:
     late = np.concatenate([[False], starts[:-1]])
     mask = starts[:, None]
     before_each = np.concatenate([starts[1:], [False]])
-    states = _recurrence(np.where(mask, 0, a), b)
+    rolled = np.roll(starts, -1)
+    cut = np.where(mask, 0, a)
+    states = _recurrence(cut, b)
+    too_early = (
+        "The reset comes one step early: the last step of each sequence has lost its own past."
+    )
+    swapped = (
+        "Your pair stands for *second, then first*: the operands of the tree's operation are "
+        "swapped. The first step's b goes through the second step, not the other way round."
+    )
     expect_close(
         result,
         states,
@@ -127,8 +141,11 @@ def packed_recurrence(function: Callable) -> str:
             "It must be forgotten *at* the step where `starts` is true.": _recurrence(
                 np.where(late[:, None], 0, a), b
             ),
-            "The reset comes one step early: the last step of each sequence has lost its own "
-            "past.": _recurrence(np.where(before_each[:, None], 0, a), b),
+            too_early: _recurrence(np.where(before_each[:, None], 0, a), b),
+            f"{too_early} That goes for the last sequence too: `roll` brings the first start to "
+            "the end.": _recurrence(np.where(rolled[:, None], 0, a), b),
+            swapped: _swapped_recurrence(cut, b),
+            f"{swapped} And nothing is reset.": _swapped_recurrence(a, b),
             "You have also set b to zero where a sequence starts. Only the old state must go; the "
             "first input counts.": _recurrence(np.where(mask, 0, a), np.where(mask, 0, b)),
             "You have set b to zero where a sequence starts, and kept a. It is a that lets the old "
@@ -161,6 +178,12 @@ def _recurrence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         state = factor * state + added
         states.append(state)
     return np.stack(states)
+
+
+def _swapped_recurrence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What comes of combining (a1 a2, a1 b2 + b1)."""
+    before = np.concatenate([np.ones_like(a[:1]), np.cumprod(a[:-1], axis=0)])
+    return np.cumsum(before * b, axis=0)
 
 
 @exercise("12.3", "Where floats end", "hard")
@@ -199,6 +222,10 @@ def log_recurrence(function: Callable) -> str:
             "You have put the logarithm of a product where the logarithm of a sum belongs: "
             "`jnp.logaddexp(p, q)` instead of `p + q`.": _log_tree(
                 log_a, log_b, lambda a1, b1, a2, b2: a2 + b1 + b2
+            ),
+            "In the second half of the pair you add log a of the *first* step to log b of the "
+            "first. Which a has that b still to go through?": _log_tree(
+                log_a, log_b, lambda a1, b1, a2, b2: jnp.logaddexp(a1 + b1, b2)
             ),
             "The larger of two logarithms is not the logarithm of the sum, only close to it where "
             "one is much larger. Use `jnp.logaddexp`.": _log_recurrence(log_a, log_b, np.maximum),
