@@ -141,6 +141,21 @@ def safe_pmean(losses, valid, axis):
             "invalid rows are in the sum",
         ),
         (lambda losses, valid, axis: jax.lax.pmean(losses.mean(), axis), "valid or not"),
+        (lambda losses, valid, axis: mean_loss(losses, ~valid, axis), "may be turned round"),
+        (
+            lambda losses, valid, axis: (
+                jax.lax.psum(jnp.where(valid, 0, losses).sum(), axis)
+                / jax.lax.psum(valid.sum(), axis)
+            ),
+            "The mask is turned round",
+        ),
+        (
+            lambda losses, valid, axis: (
+                jax.lax.psum(jnp.where(valid, 0, losses).sum(), axis)
+                / jnp.maximum(jax.lax.psum((~valid).sum(), axis), 1)
+            ),
+            "these are the invalid rows",
+        ),
         (
             lambda losses, valid, axis: (
                 jax.lax.psum(jnp.where(valid, losses, 0).sum(), axis) / valid.sum()
@@ -173,18 +188,22 @@ def gather(array, axis):
 
 
 def in_pieces(
-    seen=gather, again=gather, reset_with=lambda r, h: r * h, z_of=lambda z: z, result=lambda h: h
-):
+    seen=gather, again=gather, reset_with=lambda r, h: r * h, z_of=lambda z: z, result=lambda h: h,
+    names="zr", behind=False, kept=lambda r, h: h,
+):  # fmt: skip
     def step(params, h, x_t, axis):
         whole = seen(h, axis)
 
         def gate(name, state):
             return params["W" + name] @ x_t + params["U" + name] @ state + params["b" + name]
 
-        update = z_of(jax.nn.sigmoid(gate("z", whole)))
-        reset = jax.nn.sigmoid(gate("r", whole))
+        update, reset = (jax.nn.sigmoid(gate(name, whole)) for name in names)
+        update = z_of(update)
         candidate = jnp.tanh(gate("h", again(reset_with(reset, h), axis)))
-        return result((1 - update) * h + update * candidate)
+        if behind:
+            from_input = gate("h", 0 * whole)
+            candidate = jnp.tanh(from_input + reset * (gate("h", whole) - from_input))
+        return result((1 - update) * kept(reset, h) + update * candidate)
 
     return step
 
@@ -209,6 +228,10 @@ def moves_the_kernels(params, h, x_t, axis):
         (in_pieces(again=in_its_place), "gathered once more"),
         (in_pieces(reset_with=lambda r, h: h), "reset gate is missing"),
         (in_pieces(z_of=lambda z: 1 - z), "wrong way round"),
+        (in_pieces(names="rz"), "are exchanged"),
+        (in_pieces(behind=True), "reset behind the product"),
+        (in_pieces(kept=lambda r, h: r * h), "the old state itself"),
+        (in_pieces(result=lambda h: 2 * h), "`gru_step`"),
         (lambda p, h, x, axis: gather(in_pieces()(p, h, x, axis), axis), "own units only"),
         (lambda p, h, x, axis: in_pieces()(p, h, x, axis)[:1], "own 3 units"),
         (moves_the_kernels, "kernels stay where they are"),

@@ -121,6 +121,12 @@ def mean_loss(function: Callable) -> str:
         with np.errstate(invalid="ignore"):
             own = sums / valid.sum(axis=1)
         right = sums.sum() / valid.sum()
+        left_out = np.where(valid, 0, given).sum()
+        if not np.isfinite(results).all() and name == "full":
+            raise Wrong(
+                "Where every row of every device is valid the result is not a number: what do you "
+                "count and divide by? The mask may be turned round."
+            )
         if not np.isfinite(results).all():
             raise Wrong(
                 "A device without a single valid row makes the result NaN: 0 / 0. Exchange sums "
@@ -142,6 +148,12 @@ def mean_loss(function: Callable) -> str:
                     4, given.sum() / valid.sum()
                 ),
                 "This is the mean over all rows, valid or not.": np.full(4, given.mean()),
+                "The mask is turned round: these are the invalid rows.": np.full(
+                    4, left_out / max(1, (~valid).sum())
+                ),
+                "The mask is turned round: the sum is that of the invalid rows.": np.full(
+                    4, left_out / valid.sum()
+                ),
                 "The sum has been exchanged, the count has not: each device divides by its "
                 "own.": sums.sum() / np.maximum(valid.sum(axis=1), 1),
                 "The count has been exchanged, the sum has not.": sums / valid.sum(),
@@ -165,15 +177,16 @@ UNITS, SHARES, INPUTS = 12, 4, 3
 def gru_share(function: Callable) -> str:
     params = initialize_gru_params(jax.random.key(13), INPUTS, UNITS, scale=0.7)
     params = {
-        name: leaf + 0.1 * jnp.arange(UNITS) / UNITS if leaf.ndim == 1 else leaf
+        name: leaf + 0.1 * np.arange(UNITS) / UNITS if leaf.ndim == 1 else leaf
         for name, leaf in params.items()
     }
+    params = {name: leaf.astype(jnp.float32) for name, leaf in params.items()}
     shares = {
         name: leaf.reshape(SHARES, UNITS // SHARES, *leaf.shape[1:])
         for name, leaf in params.items()
     }
-    state = jax.random.normal(jax.random.key(14), (UNITS,))
-    x_t = jax.random.normal(jax.random.key(15), (INPUTS,))
+    state = jax.random.normal(jax.random.key(14), (UNITS,), jnp.float32)
+    x_t = jax.random.normal(jax.random.key(15), (INPUTS,), jnp.float32)
     own = state.reshape(SHARES, -1)
 
     def one(params, h, x):
@@ -190,7 +203,13 @@ def gru_share(function: Callable) -> str:
             f"{UNITS // SHARES} units."
         )
     expected = np.asarray(gru_step(params, state, x_t)[0]).reshape(SHARES, -1)
-    expect_close(result, expected, name="the new state", mistakes=_gru_mistakes(params, state, x_t))
+    expect_close(
+        result,
+        expected,
+        name="the new state",
+        mistakes=_gru_mistakes(params, state, x_t),
+        otherwise="Compare with a step of chapter 2 that has all rows: `gru_step`.",
+    )
     sent = [(name, size) for name, size, _ in _exchanges(SHARES, one, *_first(given))]
     total, share = sum(size for _, size in sent), 4 * UNITS // SHARES
     if total > 2 * (SHARES - 1) * share:
@@ -212,21 +231,27 @@ def _gru_mistakes(params: Any, state: Any, x_t: Any) -> dict[str, Any]:
     size = UNITS // SHARES
     in_blocks = jnp.kron(jnp.eye(SHARES), jnp.ones((size, size)))
 
-    def step(own_only=False, reset=True, reset_own_only=False, blend=False, tiled=False):
+    def step(
+        own_only=False, reset=True, reset_own_only=False, blend=False, tiled=False, names="zr",
+        behind=False, kept=state,
+    ):  # fmt: skip
         blocks = in_blocks if own_only else 1.0
-        update = jax.nn.sigmoid(W["z"] @ x_t + (blocks * U["z"]) @ state + b["z"])
-        gate = jax.nn.sigmoid(W["r"] @ x_t + (blocks * U["r"]) @ state + b["r"])
+        update, gate = (
+            jax.nn.sigmoid(W[name] @ x_t + (blocks * U[name]) @ state + b[name]) for name in names
+        )
         h = gate * state if reset else state
         h = jnp.tile(gate[:size], SHARES) * state if tiled else h
         candidate = W["h"] @ x_t + b["h"]
-        if reset_own_only:
+        if behind:
+            candidate += gate * (U["h"] @ state)
+        elif reset_own_only:
             candidate += ((in_blocks if own_only or reset_own_only else 1.0) * U["h"]) @ h
         else:
             candidate += (blocks * U["h"]) @ h
         candidate = jnp.tanh(candidate)
         if blend:
             update = 1 - update
-        return np.asarray((1 - update) * state + update * candidate).reshape(SHARES, -1)
+        return np.asarray((1 - update) * kept + update * candidate).reshape(SHARES, -1)
 
     return {
         "Every device looks at its own units only. Each gate needs the whole state: "
@@ -236,6 +261,12 @@ def _gru_mistakes(params: Any, state: Any, x_t: Any) -> dict[str, Any]:
         "The reset gate is missing in the candidate.": step(reset=False),
         "The update gate is the wrong way round: in chapter 2 it lets the candidate in.": step(
             blend=True
+        ),
+        "The update gate and the reset gate are exchanged.": step(names="rz"),
+        "You reset behind the product with U, as `GRUCell` does: one exchange less, and another "
+        "function. Chapter 2 resets the state before the product.": step(behind=True),
+        "The blend takes the state after the reset. What is kept is the old state itself.": step(
+            kept=jax.nn.sigmoid(W["r"] @ x_t + U["r"] @ state + b["r"]) * state
         ),
         "Every device resets with the gates of device 0: gather the product `reset * h`, each "
         "device's own.": step(tiled=True),
