@@ -45,6 +45,10 @@ CODE = re.compile(
     re.DOTALL,
 )
 HIGHLIGHTED = re.compile(r'<div class="([^"]*highlight-[^"]*)"><div class="highlight"><pre>')
+PRINTED = re.compile(
+    r'<div class="(output stream) ([^"]*"><div class="highlight"><pre.*?)</pre>', re.S
+)
+COLUMN = re.compile(r"\S {2,}\S")
 PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 NOT_SEEN = re.compile(r'<span class="katex-mathml">.*?</math></span>|<[^>]*>', re.DOTALL)
 # An explorer with more numbers than the rest of its page has text, and the script behind it.
@@ -73,7 +77,7 @@ def page_context(
         numbers = count()
         body = PARAGRAPH.sub(sized_text, CODE.sub(lighter, context["body"]))
         body = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
-        body = TABLE_CELL.sub(breakable, HIGHLIGHTED.sub(named, body))
+        body = TABLE_CELL.sub(breakable, HIGHLIGHTED.sub(named, PRINTED.sub(columns, body)))
         context["body"] = HEAVY_EXPLORER.sub(partial(later, app, page), body)
 
 
@@ -89,6 +93,13 @@ def named(block: re.Match[str]) -> str:
     """Return the start of a block of code, named: the keyboard stops there where it is wide."""
     name = "Output" if "output" in block[1].split() else "Code"
     return f'{block[0][:-1]} role="group" aria-label="{name}">'
+
+
+def columns(output: re.Match[str]) -> str:
+    """Mark what a cell printed as a table: it keeps its lines on a phone, where text is wrapped."""
+    lines = html.unescape(re.sub("<[^>]*>", "", output[2])).splitlines()
+    table = sum(bool(COLUMN.search(line.strip())) for line in lines) > 1
+    return f'<div class="{output[1]}{" columns" if table else ""} {output[2]}</pre>'
 
 
 def breakable(cell: re.Match[str]) -> str:
