@@ -24,8 +24,8 @@ def test_starters():
 # 14.1
 
 
-def costs(scores, codes):
-    return -jax.nn.log_softmax(scores)[jnp.arange(len(codes)), codes]
+def costs(scores, codes, axis=-1):
+    return -jax.nn.log_softmax(scores, axis)[jnp.arange(len(codes)), codes]
 
 
 BITS = {
@@ -36,6 +36,11 @@ BITS = {
     "the perplexity": lambda s, c: jnp.exp(costs(s, c).mean()),
     "the mean of the probabilities": lambda s, c: -jnp.log2(jnp.exp(-costs(s, c)).mean()),
     "not of the one that came": lambda s, c: -jax.nn.log_softmax(s).max(axis=1).mean() / jnp.log(2),
+    "at *every* place": lambda s, c: -jax.nn.log_softmax(s)[:, c].mean() / jnp.log(2),
+    "softmax runs along time": lambda s, c: costs(s, c, axis=0).mean() / jnp.log(2),
+    "shifted against each other": lambda s, c: costs(s[:-1], c[1:]).mean() / jnp.log(2),
+    "are not used": lambda s, c: -jax.nn.log_softmax(s).mean() / jnp.log(2),
+    "Mean over the text": lambda s, c: 3 * costs(s, c).mean(),
     "no probabilities yet": lambda s, c: -s[jnp.arange(len(c)), c].mean() / jnp.log(2),
     "stopped with TypeError": lambda s, c: costs(s, c) / "two",
 }
@@ -68,6 +73,7 @@ NUCLEUS = {
     "sum to one again": {"whole": False},
     "the *first* characters": {"sort": False},
     "the least likely": {"sign": 1},
+    "One too many": {"kept": lambda sums, p, mass: sums - p <= mass},
     "Nothing is left out": {"kept": lambda sums, p, mass: sums > 0},
 }
 
@@ -78,19 +84,42 @@ def test_14_2_names_the_mistake(words):
     assert found == "not yet" and words in message, message
 
 
-def test_14_2_order_and_right_answer():
-    found, message = verdict("14.2", lambda p, mass: -np.sort(-nucleus(p, mass)))
-    assert found == "not yet" and "Put each probability back" in message
+def nucleus_of_each_alone(p, mass):
+    kept = jnp.where(p >= mass, p, 0)
+    return kept / kept.sum()
+
+
+def nucleus_put_back_wrongly(p, mass):
+    order = np.argsort(-np.asarray(p), kind="stable")
+    return nucleus(p, mass)[order][order]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda p, mass: -np.sort(-nucleus(p, mass)), "Put each probability back"),
+        (nucleus_put_back_wrongly, "in the wrong direction"),
+        (nucleus_of_each_alone, "nothing was kept"),
+    ],
+)
+def test_14_2_names_what_is_put_in_a_wrong_place(answer, words):
+    found, message = verdict("14.2", answer)
+    assert found == "not yet" and words in message, message
+
+
+def test_14_2_right_answer():
     assert verdict("14.2", nucleus)[0] == "right"
 
 
 # 14.3
 
 
-def whole_gradient(loss_of, params, carry, first, second, *, across=1.0, own=1.0, parts=(1, 1)):
+def whole_gradient(
+    loss_of, params, carry, first, second, *, across=1.0, own=1.0, parts=(1, 1), of_last=0.0
+):
     (_, middle), pull_first = jax.vjp(loss_of, params, carry, first)
     (_, last), pull_second = jax.vjp(loss_of, params, middle, second)
-    of_second, of_middle, _ = pull_second((1.0, jnp.zeros_like(last)))
+    of_second, of_middle, _ = pull_second((1.0, jnp.full_like(last, of_last)))
     of_first, _, _ = pull_first((own, across * of_middle))
     return jax.tree.map(lambda a, b: parts[0] * a + parts[1] * b, of_first, of_second)
 
@@ -102,6 +131,21 @@ def in_one_call(loss_of, params, carry, first, second):
 
 def forgetful(loss_of, params, carry, first, second):
     return jax.grad(lambda p: loss_of(p, carry, first)[0] + loss_of(p, carry, second)[0])(params)
+
+
+def at_once(loss_of, params, carry, first, second):
+    def both(params):
+        loss, middle = loss_of(params, carry, first)
+        return loss + loss_of(params, middle, second)[0]
+
+    return jax.grad(both)(params)
+
+
+def forwards_first(loss_of, params, carry, first, second):
+    """Runs both segments before it differentiates the second and, by itself, the first."""
+    _, middle = loss_of(params, carry, first)
+    loss_of(params, middle, second)
+    return whole_gradient(jax.jit(loss_of), params, carry, first, second)
 
 
 def with_options(**options):
@@ -116,6 +160,10 @@ ACROSS = {
     "the second segment's share alone": with_options(parts=(0, 1)),
     "own gradient alone": with_options(across=0.0, parts=(1, 0)),
     "both segments in one call": in_one_call,
+    "differentiated at once": at_once,
+    "the mean of two shares": with_options(parts=(0.5, 0.5)),
+    "its cotangent is 0": with_options(of_last=1.0),
+    "Go backwards": with_options(across=2.0),
     "a dict like `params`": lambda loss_of, params, carry, a, b: 1.0,
 }
 
@@ -124,7 +172,8 @@ def test_14_3_names_each_mistake_and_finds_the_right_answer():
     for words, answer in ACROSS.items():
         found, message = verdict("14.3", answer)
         assert found == "not yet" and words in message, message
-    assert verdict("14.3", whole_gradient)[0] == "right"
+    for answer in (whole_gradient, forwards_first, jax.jit(whole_gradient, static_argnums=0)):
+        assert verdict("14.3", answer)[0] == "right"
 
 
 # 14.4: models that need no training

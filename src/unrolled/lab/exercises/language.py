@@ -28,7 +28,9 @@ def bits_per_character(function: Callable) -> str:
     for rows, size in ((5, 4), (40, 96)):
         scores = rng.normal(size=(rows, size)).astype(np.float32)
         codes = rng.integers(0, size, rows)
-        nats = -jax.nn.log_softmax(scores)[np.arange(rows), codes]
+        logs = np.asarray(jax.nn.log_softmax(scores), np.float64)
+        nats = -logs[np.arange(rows), codes]
+        along_time = np.asarray(jax.nn.log_softmax(scores, axis=0))
         bits = np.asarray(nats, np.float64) / np.log(2)
         probabilities = np.asarray(jax.nn.softmax(scores))[np.arange(rows), codes]
         total = scores.max(axis=1)
@@ -53,6 +55,17 @@ def bits_per_character(function: Callable) -> str:
                     jax.nn.logsumexp(scores, axis=1) - total
                 )
                 / np.log(2),
+                "You take the column of every character at *every* place, `[:, codes]`: a square "
+                "of numbers. From each row one is needed.": -logs[:, codes].mean() / np.log(2),
+                "The softmax runs along time. At each place the probabilities of all characters "
+                "sum to one: the last axis.": -along_time[np.arange(rows), codes].mean()
+                / np.log(2),
+                "Scores and characters are shifted against each other. Row t is about the "
+                "character at place t already.": -logs[np.arange(rows - 1), codes[1:]].mean()
+                / np.log(2),
+                "This is the mean of all logarithms: the characters that came are not used.": (
+                    -logs.mean() / np.log(2)
+                ),
                 "These are logarithms of scores, which are no probabilities yet: "
                 "`jax.nn.log_softmax` makes them so.": -np.mean(scores[np.arange(rows), codes])
                 / np.log(2),
@@ -73,6 +86,7 @@ def nucleus(function: Callable) -> str:
         ([0.1, 0.9], 0.5),
         ([0.2, 0.1, 0.4, 0.3], 1.0),
         ([0.02, 0.6, 0.08, 0.3], 0.65),
+        ([0.125, 0.5, 0.0625, 0.25, 0.0625], 0.75),  # two reach it exactly
     ]
     for numbers, mass in cases:
         given = np.array(numbers)
@@ -87,6 +101,7 @@ def nucleus(function: Callable) -> str:
 
         right = keeping(before < mass - 1e-9)
         short = keeping(np.cumsum(given[order]) <= mass + 1e-9)
+        more = keeping(before <= mass + 1e-9)
         with np.errstate(invalid="ignore"):
             mistakes = {
                 "Nothing is left out.": given,
@@ -96,6 +111,12 @@ def nucleus(function: Callable) -> str:
                 "These are in order of size. Put each probability back where it came from.": (
                     np.sort(right)[::-1] / right.sum()
                 ),
+                "You undo the sorting in the wrong direction: what stands k-th in the sorted array "
+                "belongs to the place that `order[k]` names.": (
+                    _normalised(np.where(before < mass - 1e-9, given[order], 0)[order])
+                ),
+                "One too many is kept: where the sum reaches `mass` exactly, that is "
+                "enough.": _normalised(more),
                 "This keeps the *first* characters, not the likeliest ones: sort before you "
                 "add up.": _normalised(np.where(np.cumsum(given) - given < mass, given, 0)),
                 "This keeps the least likely: sort from large to small.": _normalised(
@@ -103,6 +124,11 @@ def nucleus(function: Callable) -> str:
                 ),
             }
         result = run(function, jnp.asarray(given), mass)
+        if np.isnan(np.asarray(result, np.float64)).any():
+            raise Wrong(
+                f"{call} holds NaN: nothing was kept, and 0 / 0 is NaN. The likeliest character "
+                "always stays, since there is nothing before it."
+            )
         expect_close(
             result,
             right / right.sum(),
@@ -130,71 +156,96 @@ def _keeping_smallest(given: np.ndarray, mass: float) -> np.ndarray:
     return result
 
 
-@exercise("14.3", "The gradient across a cut", "hard")
-def across_the_cut(function: Callable) -> str:
+@cache
+def _segments() -> tuple[tuple, dict]:
+    """The arguments of exercise 14.3, and the gradients of the right answer and of wrong ones."""
     rng = np.random.default_rng(143)
     U, W = (jnp.asarray(0.6 * rng.normal(size=shape), jnp.float32) for shape in ((3, 3), (3, 2)))
     params = {"U": U, "W": W}
     first, second = (jnp.asarray(rng.normal(size=(4, 2)), jnp.float32) for _ in range(2))
     carry = jnp.asarray(rng.normal(size=3), jnp.float32)
-    calls: list[int] = []
 
-    def loss_of(params, carry, segment):
-        calls.append(len(segment))
-        total = 0.0
-        for x in segment:
-            carry = jnp.tanh(params["U"] @ carry + params["W"] @ x)
-            total = total + jnp.sum(carry**2)
-        return total, carry
-
-    def whole(params, cut=False, forgotten=False):
-        loss, middle = loss_of(params, carry, first)
+    def whole(params, cut=False, forgotten=False, of_last=0.0):
+        loss, middle = _segment_loss(params, carry, first)
         middle = jax.lax.stop_gradient(middle) if cut else middle
         middle = carry if forgotten else middle
-        return loss + loss_of(params, middle, second)[0]
+        of_second, last = _segment_loss(params, middle, second)
+        return loss + of_second + of_last * jnp.sum(last)
 
-    right = jax.grad(whole)(params)
-    cut = jax.grad(lambda p: whole(p, cut=True))(params)
-    forgotten = jax.grad(lambda p: whole(p, forgotten=True))(params)
-    middle = loss_of(params, carry, first)[1]
-    only = [
-        jax.grad(lambda p, c=c, s=s: loss_of(p, c, s)[0])(params)
-        for c, s in ((carry, first), (middle, second))
-    ]
-    across = jax.tree.map(lambda a, b: a - b, right, cut)
-    calls.clear()
-    result = run(function, loss_of, params, carry, first, second)
+    middle = _segment_loss(params, carry, first)[1]
+    gradients = {
+        "right": jax.grad(whole)(params),
+        "cut": jax.grad(lambda p: whole(p, cut=True))(params),
+        "forgotten": jax.grad(lambda p: whole(p, forgotten=True))(params),
+        "of last": jax.grad(lambda p: whole(p, of_last=1.0))(params),
+        "first": jax.grad(lambda p: _segment_loss(p, carry, first)[0])(params),
+        "second": jax.grad(lambda p: _segment_loss(p, middle, second)[0])(params),
+    }
+    return (params, carry, first, second), gradients
+
+
+def _segment_loss(params: dict, carry: jax.Array, segment: jax.Array) -> tuple:
+    total = 0.0
+    for x in segment:
+        carry = jnp.tanh(params["U"] @ carry + params["W"] @ x)
+        total = total + jnp.sum(carry**2)
+    return total, carry
+
+
+@exercise("14.3", "The gradient across a cut", "hard")
+def across_the_cut(function: Callable) -> str:
+    (params, carry, first, second), gradients = _segments()
+    calls: list[tuple[int, object]] = []  # how many steps, and with which U
+
+    def loss_of(params, carry, segment):
+        calls.append((len(segment), params["U"]))
+        return _segment_loss(params, carry, segment)
+
+    result = run(function, loss_of, dict(params), carry, first, second)
     if not isinstance(result, dict) or set(result) != {"U", "W"}:
         kind = type(result).__name__
         raise Wrong(f"Return the gradient, a dict like `params` with U and W, not a {kind}.")
     for name in ("U", "W"):
         if result[name] is Ellipsis:
             raise NotStarted
+        right, cut, forgotten, of_last, *only = (leaf[name] for leaf in gradients.values())
+        across = right - cut
         expect_close(
             result[name],
-            right[name],
+            right,
             name=f"the gradient of {name}",
             tolerance=1e-4,
             mistakes={
                 "This is the truncated gradient: what the second segment wants of the carry never "
                 "reaches the first. It must be the `carry` part of what `pull_first` "
-                "gets.": cut[name],
+                "gets.": cut,
                 "The second segment begins with the carry of the first one's *beginning*. Hand the "
-                "new carry on.": forgotten[name],
+                "new carry on.": forgotten,
                 "Here the carry of the first segment is followed back, but the loss of the first "
-                "segment has no say: its cotangent is 1.": (across[name] + only[1][name]),
+                "segment has no say: its cotangent is 1.": across + only[1],
                 "This is the first segment's share alone; the second one's is missing.": (
-                    only[0][name] + across[name]
+                    only[0] + across
                 ),
-                "This is the second segment's share alone.": only[1][name],
-                "This is the first segment's own gradient alone.": only[0][name],
+                "This is the second segment's share alone.": only[1],
+                "This is the first segment's own gradient alone.": only[0],
+                "This is the mean of two shares. The loss is the *sum* of both losses, and so is "
+                "the gradient.": right / 2,
+                "What the second segment leaves behind counts as if it were a loss: nobody reads "
+                "that carry, so its cotangent is 0.": of_last,
             },
             otherwise="Go backwards: the second segment first, then the first.",
         )
-    if any(steps > len(first) for steps in calls):
+    if any(steps > len(first) for steps, _ in calls):
         raise Wrong(
             "The values are right, but you have run both segments in one call. Take one segment at "
             "a time: only then does the memory of one segment do for both."
+        )
+    traced = [U for _, U in calls if isinstance(U, jax.core.Tracer)]
+    if len(traced) > 1 and all(U is traced[0] for U in traced):
+        raise Wrong(
+            "The values are right, but both segments are differentiated at once: JAX carries the "
+            "gradient across the cut for you, and keeps all steps of both for it. Differentiate "
+            "each call of `loss_of` by itself, and hand the gradient of the carry back yourself."
         )
     return (
         "what truncation leaves out is one product with a vector: the gradient of the carry. With "
