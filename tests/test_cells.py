@@ -234,3 +234,116 @@ def test_what_fuzzing_found_is_named():
     for odd in (None, [cell], SimpleCell):
         with pytest.raises(TypeError, match=r"LearnedCarry got .*; expected a cell"):
             LearnedCarry(odd)
+
+
+INITIALIZER = r"expected a function of \(key, shape, dtype\), such as nnx.initializers.zeros_init"
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("kernel_init", 3, f"is 3; {INITIALIZER}"),
+        ("recurrent_kernel_init", "orthogonal", f"is 'orthogonal'; {INITIALIZER}"),
+        ("bias_init", "zeros", f"is 'zeros'; {INITIALIZER}"),
+        ("carry_init", "zeros", f"is 'zeros'; {INITIALIZER}"),
+        ("bias_init", nnx.initializers.zeros_init, rf"takes \(\); {INITIALIZER}"),
+        ("kernel_init", lambda key, shape: 0, rf"takes \(key, shape\); {INITIALIZER}"),
+        (
+            "recurrent_kernel_init",
+            nnx.initializers.lecun_normal,
+            r"returned a function; expected an array of shape .* Are parentheses missing",
+        ),
+        ("promote_dtype", 3, r"is 3; expected a function of \(arrays, dtype\), such as flax"),
+        ("activation_fn", "tanh", r"is 'tanh'; expected a function of \(array\), such as nnx.tanh"),
+        ("gate_fn", "sigmoid", r"is 'sigmoid'; expected a function of .*, such as nnx.sigmoid"),
+        ("kernel_metadata", 3, "is 3; expected a dict from names"),
+        ("recurrent_kernel_metadata", {3: 4}, "is {3: 4}; expected a dict from names"),
+        ("bias_metadata", "model", "is 'model'; expected a dict from names"),
+    ],
+    ids=lambda value: value if str(value).endswith(("_init", "_fn", "dtype", "metadata")) else "",
+)
+def test_an_option_of_the_wrong_kind_is_named(kind, option, value, message):
+    if (kind, option) == (SimpleCell, "gate_fn"):
+        return
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}: {option} {message}"):
+        kind(IN, HIDDEN, rngs=nnx.Rngs(0), **{option: value})
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("option", ["kernel_init", "recurrent_kernel_init", "bias_init"])
+def test_an_initialiser_that_draws_another_shape_is_named(kind, option):
+    message = rf"^{kind.__name__}: {option} returned an array of shape \(5,\); expected \(.*, the"
+    with pytest.raises(ValueError, match=message):
+        kind(IN, HIDDEN, rngs=nnx.Rngs(0), **{option: lambda *_: jnp.ones(5)})
+
+
+def test_an_initialiser_is_called_for_each_of_the_biases():
+    def one_length(key, shape, dtype):
+        return jnp.ones(3 * HIDDEN, dtype)
+
+    with pytest.raises(ValueError, match=r"bias_init .* \(12,\); expected \(4,\), the shape that"):
+        GRUCell(IN, HIDDEN, bias_init=one_length, rngs=nnx.Rngs(0))
+    assert GRUCell(IN, HIDDEN, bias_init=one_length, reset_after=False, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="of its own"):
+        GRUCell(IN, HIDDEN, bias_init=complains, rngs=nnx.Rngs(0))
+
+
+def complains(key, shape, dtype):
+    raise TypeError("of its own")
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        (("a", 2), TypeError, r"\('a', 2\); expected a tuple of whole numbers"),
+        ("ab", TypeError, "'ab'; expected a tuple of whole numbers"),
+        ((2.5, 2), TypeError, r"\(2.5, 2\); expected a tuple of whole"),
+        ((True, 2), TypeError, r"\(True, 2\); expected a tuple of whole"),
+        ((2, (3,)), TypeError, r"\(2, \(3,\)\); expected a tuple of whole"),
+        (3, TypeError, "3; expected a tuple of whole numbers"),
+        ((-1, 2), ValueError, r"\(-1, 2\); expected sizes of at least 0"),
+        (jnp.ones((2, IN)), TypeError, r"an array of shape \(2, 3\) .* Pass its \.shape"),
+    ],
+    ids=str,
+)
+def test_a_shape_that_is_none_makes_no_carry(kind, shape, error, message):
+    cell = make(kind)
+    with pytest.raises(error, match=rf"^{kind.__name__}: input_shape is {message}"):
+        cell.initialize_carry(shape)
+    with pytest.raises(error, match=r"^LearnedCarry: input_shape"):
+        LearnedCarry(cell).initialize_carry(shape)
+    with pytest.raises(error, match=r"^LearnedCarry: input_shape"):
+        LearnedCarry(cell, input_shape=shape)
+
+
+def test_shapes_of_other_kinds_make_a_carry():
+    cell = make(GRUCell)
+    for shape in ([2, IN], np.array([2, IN]), (np.int64(2), IN), jnp.array([2, IN])):
+        assert cell.initialize_carry(shape).shape == (2, HIDDEN)
+    assert cell.initialize_carry((0, IN)).shape == (0, HIDDEN)
+    (batch,) = jax.export.symbolic_shape("b")
+    traced = jax.export.export(jax.jit(lambda x: cell.initialize_carry(x.shape)))
+    assert traced(jax.ShapeDtypeStruct((batch, IN), jnp.float32)).out_avals[0].shape[0] == batch
+
+
+def test_what_draws_a_carry_is_looked_at():
+    cell, normal = make(GRUCell), nnx.initializers.normal()
+    with pytest.raises(TypeError, match=rf"GRUCell: carry_init is 'ones'; {INITIALIZER}"):
+        cell.initialize_carry((2, IN), carry_init="ones")
+    with pytest.raises(TypeError, match=rf"LearnedCarry: carry_init is 0; {INITIALIZER}"):
+        LearnedCarry(cell, carry_init=0)
+    with pytest.raises(TypeError, match=r"rngs is an array .* key<fry>; expected nnx.Rngs\(0\)"):
+        cell.initialize_carry((2, IN), jax.random.key(0), normal)
+    rngs = nnx.Rngs(0)
+    with pytest.raises(TypeError, match=rf"carry_init takes \(\); {INITIALIZER}"):
+        cell.initialize_carry((2, IN), rngs, nnx.initializers.zeros_init)
+    with pytest.raises(TypeError, match=r"carry_init returned a function; expected .* \(2, 4\)"):
+        cell.initialize_carry((2, IN), rngs, nnx.initializers.lecun_normal)
+    with pytest.raises(
+        ValueError, match=r"carry_init returned .* \(2, 1\); expected \(2, 4\), the"
+    ):
+        cell.initialize_carry((2, IN), rngs, lambda key, shape, dtype: jnp.ones((2, 1)))
+    one_for_all = cell.initialize_carry((2, IN), rngs, lambda *_: jnp.ones(HIDDEN))
+    assert one_for_all.shape == (HIDDEN,)

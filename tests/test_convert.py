@@ -527,3 +527,14 @@ def test_a_torch_weight_that_is_missing_or_misshapen_is_named():
     turned = state | {"weight_ih_l0": state["weight_ih_l0"].T}
     with pytest.raises(ValueError, match=r"'weight_ih_l0' .* \(3, 12\); .*It looks transposed"):
         convert.from_torch(broken(turned))
+
+
+def test_a_conversion_inside_a_transformation_is_refused():
+    params = initialize_gru_params(jax.random.key(0), 3, 4)
+    expected = r"a weight is being traced by jit, grad or vmap; .* convert outside"
+    with pytest.raises(TypeError, match=expected):
+        jax.jit(lambda p: convert.gru_to_functional(convert.gru_from_functional(p)))(params)
+    with pytest.raises(TypeError, match=expected):
+        nnx.jit(convert.to_optimized_lstm)(LSTMCell(3, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match=expected):
+        jax.vmap(lambda b: convert.gru_from_functional(params | {"bz": b}))(jnp.ones((2, 4)))

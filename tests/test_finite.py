@@ -80,3 +80,25 @@ def test_what_is_no_count_is_told(counts, step, expected):
 def test_what_cannot_be_counted_is_named():
     with pytest.raises(TypeError, match=r"batch\.names is 'Ada'; expected an array of numbers"):
         count_nonfinite(batch={"names": "Ada"})
+
+
+def test_a_number_is_looked_at_as_it_is_given():
+    wide = np.array([1e39, np.nan, np.inf, -1e300])
+    counts = count_nonfinite(a=1e39, b=wide, c=jnp.float32(np.inf), d=True, e=1j * np.inf, f=2**40)
+    found = {name: count.tolist() for name, count in counts.items()}
+    assert found == {"a": [0, 0], "b": [1, 1], "c": [0, 1], "d": [0, 0], "e": [1, 1], "f": [0, 0]}
+    check_finite(count_nonfinite(a=1e39))
+    half = np.array([np.inf, np.nan, 1.0], jnp.bfloat16)
+    assert jax.jit(lambda: count_nonfinite(half=half))()["half"].tolist() == [1, 1]
+    assert all(isinstance(count, jax.Array) for count in counts.values())
+
+
+def test_what_jax_can_read_is_counted():
+    class Boxed:
+        def __jax_array__(self):
+            return jnp.array([jnp.nan])
+
+    assert count_nonfinite(boxed=Boxed())["boxed"].tolist() == [1, 0]
+    for odd in (object(), 10**30, np.array(["a"]), np.datetime64(0, "s")):
+        with pytest.raises(TypeError, match=r"odd is .*; expected an array of numbers"):
+            count_nonfinite(odd=odd)

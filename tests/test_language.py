@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from unrolled.lab.language import CHARACTERS, decode, encode, ngram_bits, python_manual
 
@@ -58,3 +59,51 @@ def test_ngrams_give_every_context_a_distribution():
         train = np.concatenate([codes, context])
         every = [ngram_bits(train, np.array([code]), 3, size=5)[0] for code in range(5)]
         assert abs(np.exp2(-np.array(every)).sum() - 1) < 1e-9
+
+
+def test_a_text_of_other_characters_is_refused():
+    with pytest.raises(
+        ValueError, match=r"text holds '\\t', '\\xe9'; expected the line's end and pr"
+    ):
+        encode("caf\u00e9\t")
+    with pytest.raises(TypeError, match="text is b'abc'; expected a str"):
+        encode(b"abc")
+    assert encode("").shape == (0,) and decode([]) == ""
+    assert decode(encode(CHARACTERS)) == CHARACTERS
+
+
+def test_codes_that_stand_for_nothing_are_refused():
+    with pytest.raises(
+        ValueError, match="codes holds numbers from -22 to 96; expected them from 0"
+    ):
+        decode([96, -22])
+    for odd in ([1.5], [True], 3, [[1, 2]], "abc", None):
+        with pytest.raises(TypeError, match=r"codes is .*; expected whole numbers in one row"):
+            decode(odd)
+    with pytest.raises(TypeError, match=r"codes is \[1, \[2\]\]; expected an array of numbers"):
+        decode([1, [2]])
+
+
+def test_ngrams_say_what_they_cannot_count():
+    codes = encode("to be or not to be")
+    for order, most, size in ((10, 9, 96), (10**9, 9, 96), (12, 9, 96), (63, 62, 2), (28, 27, 5)):
+        told = rf"order is {order}; expected at most {most}: {size}\*\*order has to fit in 64"
+        with pytest.raises(ValueError, match=told):
+            ngram_bits(codes % size, codes % size, order, size)
+    assert np.isfinite(ngram_bits(codes, codes, 9)).all()
+    assert np.isfinite(ngram_bits(codes[:4] % 2, codes % 2, 4, size=2)).all()
+    with pytest.raises(ValueError, match="train has length 3; expected at least order, 4"):
+        ngram_bits(codes[:3], codes, 4)
+    with pytest.raises(ValueError, match=r"train holds numbers from 1 to 85; expected .* to 2"):
+        ngram_bits(codes, codes, 2, size=3)
+    with pytest.raises(TypeError, match=r"test is .*; expected whole numbers in one row"):
+        ngram_bits(codes, codes / 2, 2)
+    with pytest.raises(TypeError, match=r"order is 2.0; expected a whole number"):
+        ngram_bits(codes, codes, 2.0)
+    with pytest.raises(ValueError, match=r"order is 0; expected at least 1"):
+        ngram_bits(codes, codes, 0)
+    assert ngram_bits(codes, codes[:0], 2).shape == (0,)
+    np.testing.assert_array_equal(ngram_bits([1, 0, 1], [0], 2, 2), ngram_bits(*TWO, 2, 2))
+
+
+TWO = np.array([1, 0, 1], np.uint8), np.array([0], np.int8)

@@ -896,3 +896,28 @@ def test_complex_numbers_are_refused(kind):
     carry = jax.tree.map(lambda part: part.astype(complex), rnn.cell.initialize_carry((2, IN)))
     with pytest.raises(TypeError, match=r"the carry's \w+ is of complex numbers; expected real"):
         rnn(make_inputs(2, 4, IN), initial_carry=carry)
+
+
+def test_options_of_the_wrong_kind_are_named():
+    cell = GRUCell(2, 3, rngs=nnx.Rngs(0))
+    for unroll in ("two", 2.0, None):
+        with pytest.raises(TypeError, match=r"unroll is .*; expected a whole number"):
+            RNN(cell, unroll=unroll)
+    with pytest.raises(ValueError, match="unroll is -1; expected at least 0"):
+        RNN(cell, unroll=-1)
+    assert [RNN(cell, unroll=unroll).unroll for unroll in (0, np.int64(2), True)] == [0, 2, True]
+    with pytest.raises(TypeError, match=r"state_axes is 0; expected a mapping from nnx filters"):
+        RNN(cell, state_axes=0)
+
+
+def test_a_merge_that_does_not_merge_two_is_named():
+    one, other = (RNN(GRUCell(2, 3, rngs=nnx.Rngs(0))) for _ in range(2))
+    expected = r"expected a function of \(forward, backward\), such as jnp.add"
+    for merge_fn, found in (("sum", "is 'sum'"), (lambda a: a, r"takes \(a\)"), (None, "is None")):
+        with pytest.raises(TypeError, match=f"merge_fn {found}; {expected}"):
+            Bidirectional(one, other, merge_fn=merge_fn)
+    inputs = jnp.ones((2, 4, 2))
+    for merge_fn in (jnp.add, np.add, max, lambda *both: both[1], lambda a, b, c=0: a + b):
+        layer = Bidirectional(one, other, merge_fn=merge_fn)
+        if merge_fn is not max:  # takes any number of numbers, but of arrays none
+            assert layer(inputs).shape == (2, 4, 3)

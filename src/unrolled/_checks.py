@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
+
+INITIALIZER = "(key, shape, dtype)", "nnx.initializers.zeros_init()"
+"""For `as_function`: how an initialiser is called, and one of them."""
 
 
 def as_array(name: str, value: Any) -> jax.Array:
@@ -53,6 +59,73 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name} is {number}; expected at least {least}.")
     return number
+
+
+def check_shape(name: str, shape: Any) -> None:
+    """Raise TypeError or ValueError unless `shape` is a sequence of sizes."""
+    if type(shape) is tuple and all(type(size) is int and size >= 0 for size in shape):
+        return  # nearly always; the rest is for lists, NumPy's numbers, and mistakes
+    try:
+        if not isinstance(shape, (Sequence, np.ndarray, jax.Array)):
+            raise TypeError
+        for size in shape:
+            if isinstance(size, bool):
+                raise TypeError
+            if not export.is_symbolic_dim(size) and operator.index(size) < 0:
+                raise ValueError(f"{name} is {describe(shape)}; expected sizes of at least 0.")
+    except TypeError:
+        mend = " Pass its .shape." if hasattr(shape, "shape") else ""
+        raise TypeError(
+            f"{name} is {describe(shape)}; expected a tuple of whole numbers, (2, 3) for a batch "
+            f"of 2 and 3 features.{mend}"
+        ) from None
+
+
+def as_function(name: str, value: Any, called_with: str, example: str) -> Any:
+    """Return `value` if it can be called, or raise TypeError."""
+    if not callable(value):
+        raise TypeError(
+            f"{name} is {describe(value)}; expected a function of {called_with}, such as {example}."
+        )
+    return value
+
+
+def check_arguments(name: str, function: Any, called_with: str, example: str) -> None:
+    """Raise TypeError unless `function` takes as many arguments as `called_with` has names."""
+    try:
+        takes = inspect.signature(function)
+    except ValueError:
+        return  # a builtin that does not tell
+    try:
+        takes.bind(*called_with.split(","))
+    except TypeError:
+        raise TypeError(
+            f"{name} takes ({', '.join(takes.parameters)}); expected a function of {called_with}, "
+            f"such as {example}."
+        ) from None
+
+
+def check_drawn(name: str, drawn: Any, wanted: tuple[int, ...]) -> None:
+    """Raise TypeError or ValueError unless an initialiser drew an array of the wanted shape."""
+    if not hasattr(drawn, "shape"):
+        raise TypeError(
+            f"{name} returned {describe(drawn)}; expected an array of shape {wanted}. Are "
+            "parentheses missing, as those of nnx.initializers.lecun_normal()?"
+        )
+    if drawn.shape != wanted:
+        raise ValueError(
+            f"{name} returned an array of shape {tuple(drawn.shape)}; expected {wanted}, the shape "
+            "that it is called with."
+        )
+
+
+def check_metadata(name: str, metadata: Any) -> None:
+    """Raise TypeError unless `metadata` is a mapping from names."""
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise TypeError(
+            f"{name} is {describe(metadata)}; expected a dict from names to what a parameter is to "
+            'carry along, such as {"out_sharding": (None, "model")}.'
+        )
 
 
 def check_key(key: Any) -> None:

@@ -28,8 +28,14 @@ from flax.nnx.nn.dtypes import promote_dtype as default_promote_dtype
 from flax.nnx.spmd import get_var_pspec
 
 from unrolled._checks import (
+    INITIALIZER,
+    as_function,
     broadcasts,
+    check_arguments,
+    check_drawn,
     check_key,
+    check_metadata,
+    check_shape,
     describe,
     floating_dtype,
     kind_of,
@@ -249,6 +255,11 @@ class _FeatureCell(RNNCellBase):
         floating_dtype(f"{name}: param_dtype", param_dtype)
         if dtype is not None:
             floating_dtype(f"{name}: dtype", dtype)
+        as_function(f"{name}: activation_fn", activation_fn, "(array)", "nnx.tanh")
+        promotion = "(arrays, dtype)", "flax.nnx.nn.dtypes.promote_dtype"
+        as_function(f"{name}: promote_dtype", promote_dtype, *promotion)
+        if carry_init is not None:
+            as_function(f"{name}: carry_init", carry_init, *INITIALIZER)
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.activation_fn = activation_fn
@@ -270,29 +281,48 @@ class _FeatureCell(RNNCellBase):
         rngs: nnx.Rngs,
     ) -> tuple[Callable[..., nnx.Linear], Callable[..., nnx.Linear]]:
         """Return two makers of linear layers: one for the input, one for the hidden state."""
-        shared = {
+        name = type(self).__name__
+        initializers = {
+            "kernel_init": kernel_init,
+            "recurrent_kernel_init": recurrent_kernel_init,
             "bias_init": bias_init,
-            "bias_metadata": bias_metadata,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "promote_dtype": self.promote_dtype,
-            "rngs": rngs,
         }
-        input_linear = partial(
-            nnx.Linear,
-            self.in_features,
-            kernel_init=kernel_init,
-            kernel_metadata=kernel_metadata,
-            **shared,
+        for option, initializer in initializers.items():
+            as_function(f"{name}: {option}", initializer, *INITIALIZER)
+        check_metadata(f"{name}: kernel_metadata", kernel_metadata)
+        check_metadata(f"{name}: recurrent_kernel_metadata", recurrent_kernel_metadata)
+        check_metadata(f"{name}: bias_metadata", bias_metadata)
+
+        def linear(size, option, metadata, out_features, use_bias=True) -> nnx.Linear:
+            try:
+                layer = nnx.Linear(
+                    size,
+                    out_features,
+                    use_bias=use_bias,
+                    kernel_init=initializers[option],
+                    bias_init=bias_init,
+                    kernel_metadata=metadata,
+                    bias_metadata=bias_metadata,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    promote_dtype=self.promote_dtype,
+                    rngs=rngs,
+                )
+            except TypeError:
+                check_arguments(f"{name}: {option}", initializers[option], *INITIALIZER)
+                check_arguments(f"{name}: bias_init", bias_init, *INITIALIZER)
+                raise
+            check_drawn(f"{name}: {option}", layer.kernel.get_value(), (size, out_features))
+            if use_bias:
+                check_drawn(f"{name}: bias_init", layer.bias.get_value(), (out_features,))
+            return layer
+
+        return (
+            partial(linear, self.in_features, "kernel_init", kernel_metadata),
+            partial(
+                linear, self.hidden_features, "recurrent_kernel_init", recurrent_kernel_metadata
+            ),
         )
-        recurrent_linear = partial(
-            nnx.Linear,
-            self.hidden_features,
-            kernel_init=recurrent_kernel_init,
-            kernel_metadata=recurrent_kernel_metadata,
-            **shared,
-        )
-        return input_linear, recurrent_linear
 
     @_QuietMethod
     def initialize_carry(
@@ -314,13 +344,18 @@ class _FeatureCell(RNNCellBase):
           The hidden state `h` of shape (*batch, hidden_features); for an LSTM the pair `(c, h)`.
 
         Raises:
-          ValueError: a random initialiser without rngs.
+          TypeError: an input_shape, rngs or carry_init of another kind.
+          ValueError: a negative size, or a random initialiser without rngs.
 
         Example:
           >>> cell = GRUCell(3, 4, rngs=nnx.Rngs(0))
           >>> cell.initialize_carry((2, 3)).shape
           (2, 4)
         """
+        name = type(self).__name__
+        check_shape(f"{name}: input_shape", input_shape)
+        if carry_init is not None:
+            as_function(f"{name}: carry_init", carry_init, *INITIALIZER)
         parts = tuple(self._draw(input_shape, rngs, carry_init) for _ in self.carry_names)
         return parts if len(parts) > 1 else parts[0]
 
@@ -329,8 +364,13 @@ class _FeatureCell(RNNCellBase):
         rngs = self.rngs if rngs is None else rngs
         if carry_init in (jax.nn.initializers.zeros, jax.nn.initializers.ones):
             key = None
-        elif rngs is not None:
+        elif callable(rngs):
             key = rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs()
+        elif rngs is not None:
+            raise TypeError(
+                f"{type(self).__name__}: rngs is {describe(rngs)}; expected nnx.Rngs(0) for "
+                "example, or one stream of it."
+            )
         else:
             name = getattr(carry_init, "__qualname__", type(carry_init).__name__).split(".")[0]
             raise ValueError(
@@ -341,7 +381,16 @@ class _FeatureCell(RNNCellBase):
         dtype = (
             self.param_dtype if self.dtype is None else self._wider(self.param_dtype, self.dtype)
         )
-        return carry_init(key, shape, dtype)
+        option = f"{type(self).__name__}: carry_init"
+        try:
+            drawn = carry_init(key, shape, dtype)
+        except TypeError:
+            check_arguments(option, carry_init, *INITIALIZER)
+            raise
+        found = getattr(drawn, "shape", ())
+        if found != shape and not (broadcasts(found, shape) and found[-1:] == shape[-1:]):
+            check_drawn(option, drawn, shape)
+        return drawn
 
     @staticmethod
     def _wider(*arrays_or_dtypes) -> Any:
@@ -656,7 +705,9 @@ class GRUCell(_FeatureCell):
             keep_rngs=keep_rngs,
             rngs=rngs,
         )
-        self.gate_fn = gate_fn
+        self.gate_fn = as_function(
+            f"{type(self).__name__}: gate_fn", gate_fn, "(array)", "nnx.sigmoid"
+        )
         self.reset_after = reset_after
         input_linear, recurrent_linear = self._linear_layers(
             kernel_init=kernel_init,
@@ -676,6 +727,8 @@ class GRUCell(_FeatureCell):
             stream = rngs.params
             key = jax.random.fold_in(stream.key[...], jnp.uint32(2**32 - 1) - stream.count[...])
             self.b_hn = nnx.Param(bias_init(key, (hidden_features,), param_dtype), **bias_metadata)
+            drawn = self.b_hn.get_value()
+            check_drawn(f"{type(self).__name__}: bias_init", drawn, (hidden_features,))
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Advance by one step.
@@ -836,7 +889,9 @@ class LSTMCell(_LSTMBase):
             keep_rngs=keep_rngs,
             rngs=rngs,
         )
-        self.gate_fn = gate_fn
+        self.gate_fn = as_function(
+            f"{type(self).__name__}: gate_fn", gate_fn, "(array)", "nnx.sigmoid"
+        )
         input_linear, recurrent_linear = self._linear_layers(
             kernel_init=kernel_init,
             recurrent_kernel_init=recurrent_kernel_init,
@@ -970,7 +1025,9 @@ class OptimizedLSTMCell(_LSTMBase):
             keep_rngs=keep_rngs,
             rngs=rngs,
         )
-        self.gate_fn = gate_fn
+        self.gate_fn = as_function(
+            f"{type(self).__name__}: gate_fn", gate_fn, "(array)", "nnx.sigmoid"
+        )
         input_linear, recurrent_linear = self._linear_layers(
             kernel_init=kernel_init,
             recurrent_kernel_init=recurrent_kernel_init,
@@ -1060,7 +1117,11 @@ class LearnedCarry(RNNCellBase):
                     "the shape of one input without batch."
                 )
             input_shape = (cell.in_features,)
-        carry = cell.initialize_carry(input_shape, rngs, *([carry_init] if carry_init else []))
+        check_shape("LearnedCarry: input_shape", input_shape)
+        if carry_init is not None:
+            as_function("LearnedCarry: carry_init", carry_init, *INITIALIZER)
+        own = () if carry_init is None else (carry_init,)
+        carry = cell.initialize_carry(input_shape, rngs, *own)
         self.initial = nnx.Param(carry)
 
     def __call__(self, carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -1084,6 +1145,7 @@ class LearnedCarry(RNNCellBase):
         Returns:
           The wrapped cell's carry.
         """
+        check_shape("LearnedCarry: input_shape", input_shape)
         if carry_init is not None:
             return self.cell.initialize_carry(input_shape, rngs, carry_init)
         batch_shape = tuple(input_shape[: -self.num_feature_axes])

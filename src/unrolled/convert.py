@@ -714,7 +714,7 @@ def _unload(cell: Any) -> Weights:
     """A cell's parameters by dotted path, each of the shape that its sizes ask for."""
     source = f"the {type(cell).__name__}"
     flat = nnx.to_flat_state(nnx.state(cell, nnx.Param))
-    weights = {".".join(map(str, path)): np.asarray(param[...]) for path, param in flat}
+    weights = {".".join(map(str, path)): _to_numpy(param[...]) for path, param in flat}
     shapes = _shapes(cell)
     _check_no_other(weights, shapes, source)
     return {name: _weight(weights, name, shape, source) for name, shape in shapes.items()}
@@ -786,6 +786,11 @@ def _matrix(weights: Mapping[str, Any], name: str, source: str) -> np.ndarray:
 def _to_numpy(array: Any) -> np.ndarray:
     if hasattr(array, "detach"):  # a torch tensor
         array = array.detach().cpu()
+    if isinstance(array, jax.core.Tracer):
+        raise TypeError(
+            "a weight is being traced by jit, grad or vmap; expected its numbers: convert outside "
+            "of the transformed function, and pass it what the conversion returned."
+        )
     shape_of("a weight", array)  # raises for rows of different length
     array = np.asarray(array)
     if not (array.dtype == bool or jnp.issubdtype(array.dtype, np.number)):

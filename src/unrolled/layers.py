@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unrolled._checks import as_array, describe, kind_of, warn
+from unrolled._checks import (
+    as_array,
+    as_function,
+    check_arguments,
+    describe,
+    kind_of,
+    warn,
+    whole_number,
+)
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
@@ -73,7 +81,7 @@ class RNN(nnx.Module):
       reverse: read each sequence from its last valid step to its first. Outputs come in the order
         in which they were computed, so the output at step 0 belongs to the last input.
       keep_order: with reverse, put the outputs back in the order of the inputs.
-      unroll: how many steps the compiled loop does per iteration.
+      unroll: how many steps the compiled loop does per iteration; True or 0 for all of them.
       state_axes: what the scan does with the cell's variables: a mapping from an `nnx` filter to
         `nnx.Carry` (a step sees what the last step wrote; the default), None (every step sees the
         same, and what it writes is dropped) or an axis (each step has its own slice).
@@ -83,7 +91,8 @@ class RNN(nnx.Module):
         stream, or False for none. A zero carry draws nothing.
 
     Raises:
-      TypeError: something that is not a cell, or rngs of another kind.
+      TypeError: something that is not a cell, or rngs, state_axes or unroll of another kind.
+      ValueError: a negative unroll.
 
     From:
       the API of `flax.nnx.RNN`. What it does otherwise: outputs at padded steps are zero, the final
@@ -117,12 +126,17 @@ class RNN(nnx.Module):
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
     ):
         _check_cell(cell)
+        if not (state_axes is None or isinstance(state_axes, (Mapping, nnx.StateAxes))):
+            raise TypeError(
+                f"state_axes is {describe(state_axes)}; expected a mapping from nnx filters to "
+                "nnx.Carry, None or an axis, {...: nnx.Carry} for example."
+            )
         self.cell = cell
         self.time_major = time_major
         self.return_carry = return_carry
         self.reverse = reverse
         self.keep_order = keep_order
-        self.unroll = unroll
+        self.unroll = unroll if isinstance(unroll, bool) else whole_number("unroll", unroll, 0)
         self.state_axes = (
             state_axes
             if isinstance(state_axes, nnx.StateAxes)
@@ -534,6 +548,7 @@ class Bidirectional(nnx.Module):
       rngs: as in `RNN`; both layers draw from this stream.
 
     Raises:
+      TypeError: something that is not a layer, or a merge_fn that is not a function of two outputs.
       ValueError: two layers that do not match in features, time_major or return_carry, or a forward
         layer made with reverse=True.
 
@@ -560,6 +575,10 @@ class Bidirectional(nnx.Module):
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
     ):
         _check_pair(forward_rnn, backward_rnn)
+        if merge_fn is not _concatenate:
+            merges = "(forward, backward)", "jnp.add"
+            as_function("merge_fn", merge_fn, *merges)
+            check_arguments("merge_fn", merge_fn, *merges)
         self.forward_rnn = forward_rnn
         self.backward_rnn = backward_rnn
         self.merge_fn = merge_fn

@@ -46,15 +46,19 @@ def _count(path: tuple, leaf: Any) -> jax.Array:
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jnp.zeros(2, jnp.int32)
+    # JAX would make float32 of 1e39, which is infinite; NumPy looks at the number that it is.
+    numpy = jnp if isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__") else np
     try:
-        array = jnp.asarray(leaf)
+        array = numpy.asarray(leaf)
     except (TypeError, ValueError, OverflowError):
+        array = np.asarray(None)  # of objects, and refused below
+    if not (array.dtype == bool or jnp.issubdtype(array.dtype, jnp.number)):
         raise TypeError(
             f"{_name(path)} is {describe(leaf)}; expected an array of numbers, or a tree of arrays."
-        ) from None
+        )
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return jnp.zeros(2, jnp.int32)
-    return jnp.stack([jnp.isnan(array).sum(), jnp.isinf(array).sum()]).astype(jnp.int32)
+    return jnp.stack([numpy.isnan(array).sum(), numpy.isinf(array).sum()]).astype(jnp.int32)
 
 
 def check_finite(counts: dict[str, Any], step: int = 0) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from unrolled._checks import describe, shape_of, whole_number
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 """The 96 characters that a text is made of here: the line's end and printable ASCII."""
@@ -42,10 +46,22 @@ def python_manual() -> str:
 def encode(text: str) -> np.ndarray:
     """Return each character's place in `CHARACTERS`, shape (len(text),).
 
+    Raises:
+      TypeError: something that is not a text.
+      ValueError: a character that `CHARACTERS` lacks.
+
     Example:
       >>> encode("\\n !").tolist()
       [0, 1, 2]
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text is {describe(text)}; expected a str.")
+    strange = sorted(set(text) - set(CHARACTERS))
+    if strange:
+        raise ValueError(
+            f"text holds {', '.join(map(ascii, strange[:3]))}; expected the line's end and "
+            "printable ASCII alone, the 96 characters of CHARACTERS."
+        )
     codes = np.frombuffer(text.encode("ascii"), np.uint8)
     return np.where(codes == 10, 0, codes - 31).astype(np.int32)
 
@@ -53,11 +69,15 @@ def encode(text: str) -> np.ndarray:
 def decode(codes: np.ndarray) -> str:
     """Return the text of such numbers; the inverse of `encode`.
 
+    Raises:
+      TypeError, ValueError: something other than whole numbers from 0 to 95.
+
     Example:
       >>> decode(encode("for x in y:"))
       'for x in y:'
     """
-    return "".join(CHARACTERS[code] for code in np.asarray(codes))
+    codes = _codes("codes", codes, len(CHARACTERS))
+    return "".join(CHARACTERS[code] for code in codes)
 
 
 def ngram_bits(train: np.ndarray, test: np.ndarray, order: int, size: int = 96) -> np.ndarray:
@@ -75,13 +95,26 @@ def ngram_bits(train: np.ndarray, test: np.ndarray, order: int, size: int = 96) 
     Returns:
       An array like test of the bits -log2 p.
 
+    Raises:
+      TypeError: codes or an order that are not whole numbers.
+      ValueError: codes that are not below `size`, an order that is too large, or a training text
+        that is shorter than it.
+
     Example:
       >>> bits = ngram_bits(encode("abcabcabcabc"), encode("abcabc"), order=3)
       >>> bool((bits < 1).all())
       True
     """
-    train = train.astype(np.int64)
-    everything = np.concatenate([train, test.astype(np.int64)])
+    size, order = whole_number("size", size, 2), whole_number("order", order, 1)
+    most = next(power for power in range(63) if size ** (power + 1) >= 2**63)
+    if order > most:
+        raise ValueError(
+            f"order is {order}; expected at most {most}: {size}**order has to fit in 64 bits."
+        )
+    train, test = _codes("train", train, size), _codes("test", test, size)
+    if len(train) < order:
+        raise ValueError(f"train has length {len(train)}; expected at least order, {order}.")
+    everything = np.concatenate([train, test])
     first = len(train)  # of the test text
 
     def windows(codes: np.ndarray, length: int) -> np.ndarray:
@@ -111,3 +144,16 @@ def ngram_bits(train: np.ndarray, test: np.ndarray, order: int, size: int = 96) 
         interpolated = (count + discount * kinds[place] * probability) / totals[place]
         probability = np.where(known, interpolated, probability)
     return -np.log2(probability)
+
+
+def _codes(name: str, codes: Any, size: int) -> np.ndarray:
+    """Return codes of characters as (length,) int64, or say what is wrong with them."""
+    array = np.asarray(codes, None if 0 not in shape_of(name, codes) else int)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} is {describe(codes)}; expected whole numbers in one row.")
+    if len(array) and not 0 <= array.min() <= array.max() < size:
+        raise ValueError(
+            f"{name} holds numbers from {array.min()} to {array.max()}; expected them from 0 to "
+            f"{size - 1}, as many as there are characters."
+        )
+    return array.astype(np.int64)
