@@ -46,7 +46,11 @@ def negate_in_place(params):
 
 RIGHT = {
     "2.1": [half_life, lambda b: jnp.log(0.5) / jnp.log(1 - 1 / (1 + jnp.exp(-b)))],
-    "2.2": [to_keeping, lambda params: {n: jnp.asarray(v) for n, v in to_keeping(params).items()}],
+    "2.2": [
+        to_keeping,
+        lambda params: {n: np.asarray(v) for n, v in to_keeping(params).items()},
+        lambda params: {n: v.at[:].multiply(-1 if "z" in n else 1) for n, v in params.items()},
+    ],
     "2.3": [lambda: unit(**COUNTER), lambda: unit(**COUNTER, Wh=3, Wr=1)],
     "2.4": [lambda: unit(**HIGHEST), lambda: unit(Wz=200, Uz=-195, bz=-1, Wh=1.03)],
 }
@@ -67,6 +71,8 @@ WRONG = [
     ("2.1", lambda b: -1 / np.log(1 - sigmoid(b)), "left out log"),
     ("2.1", lambda b: 1 / sigmoid(b), "took 1 / z"),
     ("2.1", lambda b: np.ceil(half_life(b)), "without rounding"),
+    ("2.1", lambda b: np.log(0.5) / np.log(1 - np.tanh(b)), "You used tanh"),
+    ("2.1", lambda b: int(half_life(b)), "without rounding"),
     ("2.1", lambda b: 5.0, "Solve"),
     ("2.1", lambda b: None, "returned None"),
     ("2.2", lambda params: params, "as they were"),
@@ -75,6 +81,11 @@ WRONG = [
     ("2.2", negate("Uz", "bz"), "Wz has kept its sign"),
     ("2.2", negate("bz"), "Only the bias"),
     ("2.2", negate("Wz", "Uz", "bz", "Wr", "Ur", "br"), "reset gate as well"),
+    ("2.2", negate("Wr", "Ur", "br"), "the reset gate's arrays"),
+    ("2.2", negate("Wh", "Uh", "bh"), "the candidate's arrays"),
+    ("2.2", lambda p: {n: p[n.translate({114: "z", 122: "r"})] for n in p}, "You exchanged"),
+    ("2.2", lambda p: p | {n: 1 / p[n] for n in ("Wz", "Uz", "bz")}, "1 / each array"),
+    ("2.2", lambda p: p | {n: sigmoid(-p[n]) for n in ("Wz", "Uz", "bz")}, "through a sigmoid"),
     ("2.2", lambda params: {n: -v for n, v in params.items()}, "negated every array"),
     (
         "2.2",

@@ -13,13 +13,15 @@ from unrolled.lab.exercises import EXERCISES, judge
 scan = jax.lax.scan
 
 
-def running_max(start=-jnp.inf, output="new", choose=jnp.maximum, reverse=False, part=1):
+def running_max(start=-jnp.inf, output="new", choose=jnp.maximum, part=1, carry="new", **options):
     def function(xs):
         def step(highest, x):
             new = choose(highest, x)
-            return new, {"new": new, "old": highest, "x": x}[output]
+            kinds = {"new": new, "old": highest, "x": x, "nothing": None}
+            return kinds[carry], kinds[output]
 
-        result = scan(step, jnp.float32(start), xs, reverse=reverse)
+        first = xs[0] if start == "first" else jnp.float32(start)
+        result = scan(step, first, xs, **options)
         return result if part is None else result[part]
 
     return function
@@ -36,11 +38,42 @@ def with_gate(gate="z", state="h_prev", carry="h", outputs=None, invert=False, b
             out = {"h": h_t, "update": update}
             if outputs is not None:
                 out = outputs(out, h_prev, total)
-            return {"h": h_t, "update": update}[carry], out
+            return {"h": h_t, "update": update, "h_prev": h_prev}[carry], out
 
         return scan(step, initial_h, inputs)
 
     return function
+
+
+def own_gru(turn=jnp.transpose, reset_after=False):
+    """A GRU written anew, with a mistake in it."""
+
+    def function(params, initial_h, inputs):
+        def step(h, x):
+            p = params | {name: turn(params[name]) for name in ("Uz", "Ur", "Uh")}
+            update = jax.nn.sigmoid(p["Wz"] @ x + p["Uz"] @ h + p["bz"])
+            reset = jax.nn.sigmoid(p["Wr"] @ x + p["Ur"] @ h + p["br"])
+            recurrent = reset * (p["Uh"] @ h) if reset_after else p["Uh"] @ (reset * h)
+            candidate = jnp.tanh(p["Wh"] @ x + recurrent + p["bh"])
+            h = (1 - update) * h + update * candidate
+            return h, {"h": h, "update": update}
+
+        return scan(step, initial_h, inputs)
+
+    return function
+
+
+def turned_gate(params, initial_h, inputs):
+    final_h, outputs = with_gate()(params, initial_h, inputs)
+    h_prev = jnp.concatenate([initial_h[None], outputs["h"][:-1]])
+    total = inputs @ params["Wz"].T + h_prev @ params["Uz"] + params["bz"]
+    return final_h, outputs | {"update": jax.nn.sigmoid(total)}
+
+
+def gate_of_the_start(params, initial_h, inputs):
+    final_h, outputs = with_gate()(params, initial_h, inputs)
+    total = inputs @ params["Wz"].T + params["Uz"] @ initial_h + params["bz"]
+    return final_h, outputs | {"update": jax.nn.sigmoid(total)}
 
 
 def keeping_gate(params, initial_h, inputs):
@@ -49,14 +82,21 @@ def keeping_gate(params, initial_h, inputs):
     return with_gate(invert=True)(flipped, initial_h, inputs)
 
 
-def both(inputs_back="flipped", turn=slice(None, None, -1), swap=False, same=False, axis=1):
+def both(
+    inputs_back="flipped",
+    turn=slice(None, None, -1),
+    swap=False,
+    same=False,
+    axis=1,
+    carry=lambda old, new: new,
+):
     def function(forward_params, backward_params, initial_h, inputs):
         second = forward_params if same else backward_params
 
-        def step(carry, x):
-            a, _ = gru_step(forward_params, carry[0], x[0])
-            b, _ = gru_step(second, carry[1], x[1])
-            return (a, b), (a, b)
+        def step(old, x):
+            a, _ = gru_step(forward_params, old[0], x[0])
+            b, _ = gru_step(second, old[1], x[1])
+            return carry(old, (a, b)), (a, b)
 
         xs = (inputs, inputs[::-1] if inputs_back == "flipped" else inputs)
         _, (a, b) = scan(step, (initial_h, initial_h), xs)
@@ -130,6 +170,14 @@ WRONG = {
         (running_max(output="old"), "outputs the carry it was given"),
         (running_max(start=0, output="old"), "comes one step late"),
         (running_max(output="x"), "the numbers themselves"),
+        (running_max(carry="old"), "that never changes"),
+        (running_max(start="first", carry="old"), "the larger of that number and the start"),
+        (running_max(start=0, carry="old"), "never changes, and it starts at zero"),
+        (running_max(start="first", carry="x"), "looks back one step only"),
+        (running_max(start=-1), "Your first maximum is -1,"),
+        (running_max(start=-100), "they lie below your start"),
+        (running_max(start=-1e9), "they lie below your start"),
+        (running_max(output="nothing"), "is that None?"),
         (running_max(start=jnp.inf, choose=jnp.minimum), "running minimum"),
         (running_max(start=0, choose=jnp.add), "running sum"),
         (running_max(reverse=True), "reverse=True"),
@@ -139,7 +187,7 @@ WRONG = {
         (lambda xs: jax.lax.cummax(xs), "there is no scan in it"),
         (lambda xs: np.maximum.accumulate(np.asarray(xs)), "cannot trace"),
         (lambda xs: None, "returned None"),
-        (lambda xs: xs[:3], "expected"),
+        (lambda xs: xs[:3], "There is one for each number"),
         (running_max()(jnp.ones(3)), "Pass the function itself"),
     ],
     "3.2": [
@@ -148,6 +196,22 @@ WRONG = {
         (with_gate(invert=True), "1 - z"),
         (with_gate(bias=False), "lacks the bias"),
         (keeping_gate, "turns the other way"),
+        (with_gate(carry="h_prev"), "the carry is not updated"),
+        (
+            with_gate(carry="h_prev", outputs=lambda out, h, total: {**out, "h": h}),
+            "is initial_h at every step",
+        ),
+        (own_gru(), "recurrent matrices are transposed"),
+        (own_gru(jnp.asarray, reset_after=True), "acts after the matrix"),
+        (lambda p, h, xs: with_gate()(p, 0 * h, xs), "the states from zeros"),
+        (lambda p, h, xs: (with_gate()(p, h, xs)[1], h), "in the wrong order"),
+        (lambda p, h, xs: (h, with_gate()(p, h, xs)[1]), "final_h is the initial state"),
+        (turned_gate, "with Uz transposed"),
+        (gate_of_the_start, "always looks at initial_h"),
+        (
+            with_gate(outputs=lambda out, h, total: {**out, "update": jnp.tanh(total)}),
+            "went through tanh",
+        ),
         (with_gate(outputs=lambda out, h, total: (out["h"], out["update"])), "should be a dict"),
         (with_gate(outputs=lambda out, h, total: {"h": out["h"]}), "lacks `update`"),
         (with_gate(outputs=lambda out, h, total: {**out, "h": h}), "one step late"),
@@ -186,6 +250,11 @@ WRONG = {
         ),
         (lambda a, b, h, xs: (h, both()(a, b, h, xs)), "returned a pair"),
         (two_scans, "2 loops"),
+        (both(carry=lambda old, new: old), "Every state was computed from initial_h"),
+        (both(carry=lambda old, new: (old[0], new[1])), "Every forward state was computed from"),
+        (both(carry=lambda old, new: (new[0], old[1])), "Every backward state was computed from"),
+        (both(carry=lambda old, new: new[::-1]), "with its halves exchanged"),
+        (lambda a, b, h, xs: both()(a, b, 0 * h, xs), "Both GRUs start from zeros"),
     ],
     "3.4": [
         (average(1.0), "follows the readings too closely"),
@@ -197,6 +266,7 @@ WRONG = {
         (not_an_average, "lags too far behind"),
         (lambda xs: jnp.convolve(xs, jnp.ones(4) / 4)[: len(xs)], "there is no scan in it"),
         (lambda xs: scan(lambda c, x: (c, c), xs[0], xs), "return only the outputs"),
+        (lambda xs: scan(lambda c, x: (c, None), xs[0], xs)[1], "is that None?"),
         (lambda xs: average(0.3)(xs)[1:], "one estimate for every reading"),
         (lambda xs: xs / 0, "infinite"),
     ],

@@ -67,6 +67,12 @@ def test_4_1_accepts_out_axes_and_a_transposition_by_hand():
             ),
             "backwards",
         ),
+        (lambda p, h, x: mapped((None, 0, 1), (0, 1))(p, h, x)[::-1], "in the wrong order"),
+        (lambda p, h, x: mapped((None, 0, 1), (0, 1)), "the result is a function"),
+        (
+            lambda p, h, x: mapped((None, 0, 0), (0, 1))(p, h, x.reshape(5, 7, -1)),
+            "`reshape` cuts the numbers anew",
+        ),
     ],
 )
 def test_4_1_names_the_mistake(answer, words):
@@ -85,6 +91,9 @@ def by_h(of, **options):
     return jax.jit(jax.grad(of, argnums=1, **options))
 
 
+final_jacobian = jax.jit(jax.jacrev(lambda *a: gru_sequence(*a)[0], argnums=1))
+
+
 def test_4_2_accepts_the_gradient():
     assert verdict("4.2", by_h(norm))[0] == "right"
 
@@ -97,11 +106,14 @@ def test_4_2_accepts_the_gradient():
         (jax.jit(jax.grad(norm, argnums=2)), "with respect to inputs"),
         (jax.jit(jax.value_and_grad(norm, argnums=1)), "grad does not"),
         (jax.jit(norm), "a single number"),
-        (jax.jit(jax.jacrev(lambda *a: gru_sequence(*a)[0], argnums=1)), "Jacobian"),
+        (lambda *a: final_jacobian(*a), "Jacobian of the whole"),
         (by_h(lambda *a: norm(*a) ** 2), "squared norm"),
         (by_h(lambda *a: jnp.linalg.norm(gru_sequence(*a)[1])), "norm of all outputs"),
         (by_h(lambda *a: gru_sequence(*a)[0].sum()), "not of its norm"),
         (by_h(lambda *a: -norm(*a)), "minus the gradient"),
+        (by_h(lambda p, h, x: norm(p, h, x[:1])), "the first state"),
+        (lambda *a: jnp.linalg.norm(final_jacobian(*a), axis=0), "Jacobian's columns"),
+        (lambda *a: jnp.linalg.norm(final_jacobian(*a), axis=1), "Jacobian's rows"),
         (jax.grad(lambda *a: gru_sequence(*a)[0], argnums=1), "scalar-output"),
     ],
 )
@@ -118,6 +130,11 @@ def reset_after_step(params, h_prev, x_t):
     reset = jax.nn.sigmoid(params["Wr"] @ x_t + params["Ur"] @ h_prev + params["br"])
     candidate = jnp.tanh(params["Wh"] @ x_t + params["bh"] + reset * (params["Uh"] @ h_prev))
     return (1 - update) * h_prev + update * candidate
+
+
+def exchanged_step(params, h_prev, x_t):
+    turned = params | {name: -params[name] for name in ("Wz", "Uz", "bz")}
+    return reset_after_step(turned, h_prev, x_t)
 
 
 def pulled_back(step):
@@ -165,7 +182,13 @@ def by_formula(mistake):
         (held("reset"), "path through the reset gate is missing"),
         (held("update"), "path through the update gate is missing"),
         (by_formula("reset before"), "before* Uh.T"),
-        (by_formula("not transposed"), "transposed"),
+        (pulled_back(exchanged_step), "update and 1 - update are exchanged"),
+        (by_formula("Uh not transposed"), "Uh is not transposed"),
+        (by_formula("Ur not transposed"), "Ur is not transposed"),
+        (by_formula("Uz not transposed"), "Uz is not transposed"),
+        (by_formula("sigmoid of update"), "update gate's sigmoid"),
+        (by_formula("sigmoid of reset"), "reset gate's sigmoid"),
+        (by_formula("not transposed"), "matrices are not transposed"),
         (by_formula("tanh"), "slope of tanh"),
         (by_formula("sigmoid"), "slope of the sigmoid"),
         (by_formula("sign"), "wrong sign"),

@@ -86,7 +86,7 @@ def run(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """Call the reader's function; turn whatever goes wrong inside it into a `Wrong` that helps."""
     if not callable(function):
         raise Wrong(
-            f"expected a function, but got {_describe(function)}. Pass the function itself, "
+            f"expected a function, but got {describe(function)}. Pass the function itself, "
             "without calling it."
         )
     name = getattr(function, "__name__", "your function")
@@ -124,9 +124,7 @@ def expect_array(
             )
         array = array.astype(np.float64)
     except (TypeError, ValueError):
-        raise Wrong(
-            f"{name} should be an array of shape {shape}, not {_describe(value)}."
-        ) from None
+        raise Wrong(f"{name} should be an array of shape {shape}, not {describe(value)}.") from None
     if array.shape != shape:
         detail = f" {hint}" if hint else ""
         raise Wrong(f"{name} {have} shape {array.shape}; expected {shape}.{detail}")
@@ -222,7 +220,7 @@ def _reason(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
     if value is None:
         return "None"
     if isinstance(value, (jax.Array, np.ndarray)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled.gru import PARAMETER_SHAPES
@@ -21,6 +22,9 @@ def half_life(function: Callable[[float], Any]) -> str:
         mistakes = {
             "You used b itself as z. The update gate is z = sigma(b).": (
                 half / np.log(1 - b) if b < 0 else np.inf
+            ),
+            "You used tanh. A gate has the sigmoid: z = sigma(b).": (
+                half / np.log(1 - np.tanh(b)) if b else np.inf
             ),
             "You followed z instead of 1 - z. What is left of the state after one step is 1 - z "
             "of it.": half / np.log(z),
@@ -59,15 +63,16 @@ def to_keeping(function: Callable[[Arrays], Any]) -> str:
     rng = np.random.default_rng(2)
     sizes = {"input_dim": 3, "hidden_dim": 4}
     params = {
-        name: rng.normal(size=[sizes[dim] for dim in dims])
+        name: rng.normal(size=[sizes[dim] for dim in dims]).astype(np.float32)
         for name, dims in PARAMETER_SHAPES.items()
     }
-    given = {name: array.copy() for name, array in params.items()}
+    given = {name: jnp.asarray(array) for name, array in params.items()}
+    params = {name: array.astype(np.float64) for name, array in params.items()}
     answer = _parameters(run(function, given), sizes)
-    if any(not np.array_equal(given[name], params[name]) for name in params):
+    if any(not np.array_equal(given.get(name), params[name]) for name in params):
         raise Wrong(
-            "You changed the dict you were given, or an array in it. Make a new dict, for example "
-            'with params | {"name": new_value}.'
+            "You changed the dict you were given. Make a new dict, for example with "
+            'params | {"name": new_value}.'
         )
     h_prev, x_t = np.tanh(rng.normal(size=(20, 4))), rng.normal(size=(20, 3))
 
@@ -77,7 +82,12 @@ def to_keeping(function: Callable[[Arrays], Any]) -> str:
     def negated(*names: str) -> np.ndarray:
         return states(_keeping_step, params | {name: -params[name] for name in names})
 
-    complement = params | {name: 1 - params[name] for name in ("Wz", "Uz", "bz")}
+    def changed(change: Callable) -> np.ndarray:
+        names = ("Wz", "Uz", "bz")
+        return states(_keeping_step, params | {name: change(params[name]) for name in names})
+
+    other_gate = dict(zip("zr", "rz"))
+    exchanged = {kind + gate: params[kind + other_gate[gate]] for kind in "WUb" for gate in "zr"}
     mistakes = {
         "The parameters are as they were, so the gate keeps where it should write.": negated(),
         "bz has kept its sign: the bias is part of a as well.": negated("Wz", "Uz"),
@@ -87,9 +97,21 @@ def to_keeping(function: Callable[[Arrays], Any]) -> str:
         "You turned the reset gate as well. Only the update gate's meaning differs.": negated(
             "Wz", "Uz", "bz", "Wr", "Ur", "br"
         ),
+        "You negated the reset gate's arrays. It is the update gate's meaning that "
+        "differs.": negated("Wr", "Ur", "br"),
+        "You negated the candidate's arrays. It is the update gate's meaning that differs.": (
+            negated("Wh", "Uh", "bh")
+        ),
+        "You exchanged the update gate and the reset gate. Only the update gate changes, and it "
+        "stays in its place.": states(_keeping_step, params | exchanged),
         "You negated every array. Only the update gate's meaning differs.": negated(*params),
         "You took 1 minus each array. It is the gate that has to become 1 - z, not its weights: "
-        "1 - sigma(a) = sigma(-a).": states(_keeping_step, complement),
+        "1 - sigma(a) = sigma(-a).": changed(lambda array: 1 - array),
+        "You took 1 / each array. It is a whose sign has to change, for sigma(-a).": changed(
+            lambda array: 1 / array
+        ),
+        "You put the arrays through a sigmoid. It is a, the sum that they make, that goes through "
+        "it; a has to become -a.": changed(lambda array: _sigmoid(-array)),
     }
     expect_close(
         states(_keeping_step, answer),

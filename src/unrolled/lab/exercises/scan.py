@@ -12,6 +12,7 @@ import numpy as np
 
 from unrolled.lab.exercises._base import (
     Wrong,
+    describe,
     exercise,
     expect_array,
     expect_close,
@@ -23,7 +24,7 @@ from unrolled.lab.exercises._programs import scan_sizes
 @exercise("3.1", "The highest so far", "easy")
 def running_max(function: Callable) -> str:
     xs = np.array([-3.0, -5.0, -1.0, -2.0, -1.5, 0.5, 0.25, 4.0, -7.0, 3.0], np.float32)
-    result = run(function, jnp.asarray(xs))
+    result = _run(function, jnp.asarray(xs))
     if isinstance(result, tuple | list):
         raise Wrong(
             "`running_max` returned several things. Scan returns the final carry and the stacked "
@@ -39,6 +40,8 @@ def running_max(function: Callable) -> str:
             "Your first output is minus infinity, so each step outputs the carry it was given. "
             "The value at a position must include that position: output the new carry."
         )
+    expect_array(result, xs.shape, "the running maximum", "There is one for each number.")
+    start = np.asarray(result, np.float64)[0]
     started_at_zero = np.maximum.accumulate(np.maximum(xs, 0))
     late = np.concatenate([xs[:1], np.maximum.accumulate(xs)[:-1]])
     late_from_zero = np.concatenate([[0.0], started_at_zero[:-1]])
@@ -62,11 +65,29 @@ def running_max(function: Callable) -> str:
             "This is the running minimum: take the larger of the two, not the smaller.": (
                 np.minimum.accumulate(xs)
             ),
-            "These are the numbers themselves: the step outputs `x`, not the highest so far.": xs,
+            "These are the numbers themselves: the step outputs `x`, or a maximum with a carry "
+            "that never changes. Is the new maximum also the new carry?": xs,
+            "The carry never changes: each output is the larger of that number and the start. The "
+            "first thing that a step returns is the next carry.": np.maximum(xs, xs[0]),
+            "The carry never changes, and it starts at zero. The first thing that a step returns "
+            "is the next carry.": np.maximum(xs, 0),
+            "Each output looks back one step only: the carry is the last number, not the highest "
+            "so far.": np.maximum(xs, np.concatenate([xs[:1], xs[:-1]])),
+            f"Your first maximum is {start:g}, a number that is not among them: the carry must "
+            "start below every number, or at the first one.": (
+                np.maximum.accumulate(np.maximum(xs, start)) if start > xs[0] else late
+            ),
             "This is the running sum. Replace the sum in your step by `jnp.maximum`.": xs.cumsum(),
         },
         otherwise="Write down by hand what the carry is after each of -3, -5 and -1.",
     )
+    low = 1e30 * np.minimum(xs, -1)
+    result = expect_array(run(function, jnp.asarray(low)), low.shape, "the running maximum")
+    if not np.allclose(result, np.maximum.accumulate(low)):
+        raise Wrong(
+            f"Among numbers such as {low[0]:.0e} your first maximum is {result[0]:g}: they lie "
+            "below your start. Start at minus infinity, or at the first number."
+        )
     _one_scan(function, jnp.asarray(xs))
     return (
         "it holds for negative numbers too, and one scan does it. A carry of one number is enough "
@@ -79,18 +100,22 @@ def gru_with_update_gate(function: Callable) -> str:
     params, initial_h, inputs = _gru(seed=32)
     steps, hidden = inputs.shape[0], initial_h.shape[0]
     result = run(function, *map(_to_jax, (params, initial_h, inputs)))
+    if isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[0], dict):
+        raise Wrong("The pair is in the wrong order: the last state comes first, then the dict.")
     final_h, outputs = _pair(
         result, "gru_with_update_gate", '`(final_h, {"h": …, "update": …})`, as scan returns it'
     )
     if not isinstance(outputs, dict):
         raise Wrong(
             "The second result should be a dict with the entries `h` and `update`. Let the step "
-            f"return such a dict as its output; it is a {type(outputs).__name__} now."
+            f"return such a dict as its output; it is {describe(outputs)} now."
         )
     missing = [name for name in ("h", "update") if name not in outputs]
     if missing:
         raise Wrong(f"The dict of outputs lacks {' and '.join(f'`{name}`' for name in missing)}.")
     truth = _numpy_gru(params, initial_h, inputs)
+    transposed = params | {name: params[name].T for name in ("Uz", "Ur", "Uh")}
+    from_start = np.broadcast_to(initial_h, (steps, hidden))
     expected_shape = (steps, hidden)
     for name in ("h", "update"):
         expect_array(
@@ -111,9 +136,26 @@ def gru_with_update_gate(function: Callable) -> str:
             'outputs["h"] holds the states of a GRU whose update gate turns the other way. Here '
             "`update` weighs the candidate: (1 - z) * h_prev + z * candidate. `gru_step` does it "
             "for you.": _numpy_gru(params, initial_h, inputs, keep=True)["h"],
+            'outputs["h"] always starts again from initial_h: the carry is not updated. The first '
+            "thing that a step returns is the next carry.": _numpy_gru(
+                params, initial_h, inputs, frozen=True
+            )["h"],
+            'outputs["h"] is initial_h at every step: the step returns `h_prev`, not the new '
+            "state.": from_start,
+            'outputs["h"] holds the states of a GRU whose recurrent matrices are transposed: here '
+            "it is Uz @ h, not h @ Uz.": _numpy_gru(transposed, initial_h, inputs)["h"],
+            'outputs["h"] holds the states of a GRU whose reset gate acts after the matrix. Here '
+            "it acts on `h_prev`, before Uh. `gru_step` does it for you.": _numpy_gru(
+                params, initial_h, inputs, reset_after=True
+            )["h"],
+            'outputs["h"] holds the states from zeros: start the scan from `initial_h`.': (
+                _numpy_gru(params, 0 * initial_h, inputs)["h"]
+            ),
         },
-        otherwise="Let `gru_step` compute the new state.",
+        otherwise="Make one step by hand, with `gru_step(params, initial_h, inputs[0])`, and "
+        "compare.",
     )
+    h_prev = np.concatenate([initial_h[None], truth["h"][:-1]])
     with_new_state = _sigmoid(inputs @ params["Wz"].T + truth["h"] @ params["Uz"].T + params["bz"])
     expect_close(
         outputs["update"],
@@ -134,6 +176,15 @@ def gru_with_update_gate(function: Callable) -> str:
             'outputs["update"] lacks the old state: add Uz times `h_prev`.': _sigmoid(
                 inputs @ params["Wz"].T + params["bz"]
             ),
+            'outputs["update"] was computed with Uz transposed: it is Uz @ h_prev, not '
+            "h_prev @ Uz.": _sigmoid(
+                inputs @ params["Wz"].T + h_prev @ params["Uz"] + params["bz"]
+            ),
+            'outputs["update"] went through tanh. A gate has the sigmoid, so that it lies between '
+            "0 and 1.": np.tanh(truth["before_sigmoid"]),
+            'outputs["update"] always looks at initial_h: take the `h_prev` of the step.': _sigmoid(
+                inputs @ params["Wz"].T + initial_h @ params["Uz"].T + params["bz"]
+            ),
             'outputs["update"] holds the hidden states. Output the gate there.': truth["h"],
         },
         otherwise="z_t = sigmoid(Wz x_t + Uz h_prev + bz).",
@@ -145,7 +196,10 @@ def gru_with_update_gate(function: Callable) -> str:
         mistakes={
             "final_h is the last update gate: the first thing that a step returns must be the new "
             "state.": truth["update"][-1],
+            "final_h is the initial state: the first thing that a step returns must be the new "
+            "state.": initial_h,
         },
+        otherwise="It is the first of the two things that scan returns.",
     )
     _one_scan(function, *map(_to_jax, (params, initial_h, inputs)))
     return (
@@ -180,6 +234,16 @@ def both_directions(function: Callable) -> str:
     backward = backward_as_computed[::-1]
     same_direction = states(backward_params, inputs)
 
+    def frozen(params: dict, xs: np.ndarray) -> np.ndarray:
+        return _numpy_gru(params, initial_h, xs, frozen=True)["h"]
+
+    still_forward, still_backward = (
+        frozen(forward_params, inputs),
+        frozen(backward_params, inputs[::-1])[::-1],
+    )
+    crossed = _crossed(forward_params, backward_params, initial_h, inputs)
+    not_updated = "The first thing that a step returns is the pair of new states."
+
     def join(*halves: np.ndarray) -> np.ndarray:
         return np.concatenate(halves, axis=1)
 
@@ -213,6 +277,19 @@ def both_directions(function: Callable) -> str:
             ),
             "The backward states were turned round along the features and not along time: write "
             "`[::-1]`, which turns the first axis.": join(forward, backward_as_computed[:, ::-1]),
+            f"Every state was computed from initial_h: the carry is not updated. {not_updated}": (
+                join(still_forward, still_backward)
+            ),
+            "Every forward state was computed from initial_h: its half of the carry is not "
+            f"updated. {not_updated}": join(still_forward, backward),
+            "Every backward state was computed from initial_h: its half of the carry is not "
+            f"updated. {not_updated}": join(forward, still_backward),
+            "The carry comes back with its halves exchanged: each GRU goes on from the other's "
+            "state.": join(crossed[0], crossed[1][::-1]),
+            "Both GRUs start from zeros: start from `initial_h`, both of them.": join(
+                _numpy_gru(forward_params, 0 * initial_h, inputs)["h"],
+                _numpy_gru(backward_params, 0 * initial_h, inputs[::-1])["h"][::-1],
+            ),
         },
         otherwise="Compare each half with a GRU of its own to see which one is wrong.",
     )
@@ -237,7 +314,7 @@ def smooth(function: Callable) -> str:
     for name, signal in signals.items():
         noise = random.standard_normal(steps)
         readings = jnp.asarray(signal + noise, jnp.float32)
-        estimate = run(function, readings)
+        estimate = _run(function, readings)
         if isinstance(estimate, tuple | list) and len(estimate) == 2:
             raise Wrong(
                 "`smooth` returned two things. Scan returns the final carry and the stacked "
@@ -337,6 +414,25 @@ def _loops(jaxpr: Any) -> Iterator[Any]:
                     yield from _loops(inner)
 
 
+def _run(function: Callable, *arguments: Any) -> Any:
+    """Run the reader's function; None from a scan whose step outputs nothing is told as such."""
+    try:
+        return run(function, *arguments)
+    except Wrong as wrong:
+        if "returned None" not in str(wrong):
+            raise
+        try:
+            program = jax.make_jaxpr(function)(*arguments)
+        except Exception:
+            raise wrong from None
+        if not any(_loops(program.jaxpr)):
+            raise
+        raise Wrong(
+            "what comes out is None, although there is a scan. Scan stacks what the step returns "
+            "as the second of its two results: is that None?"
+        ) from None
+
+
 def _pair(result: Any, name: str, what: str) -> tuple[Any, Any]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise Wrong(f"`{name}` should return the pair {what}.")
@@ -362,19 +458,48 @@ def _to_jax(tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
 
 
+def _crossed(
+    forward_params: dict, backward_params: dict, h: np.ndarray, inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The states of two GRUs, each of which goes on from the other's last state."""
+    pair, states = (h, h), []
+    for x, from_end in zip(inputs, inputs[::-1]):
+        new = (
+            _numpy_gru(forward_params, pair[0], x[None])["h"][0],
+            _numpy_gru(backward_params, pair[1], from_end[None])["h"][0],
+        )
+        states.append(new)
+        pair = new[::-1]
+    return tuple(np.stack(half) for half in zip(*states))
+
+
 def _numpy_gru(
-    params: dict[str, np.ndarray], h: np.ndarray, inputs: np.ndarray, keep: bool = False
+    params: dict[str, np.ndarray],
+    h: np.ndarray,
+    inputs: np.ndarray,
+    keep: bool = False,
+    frozen: bool = False,
+    reset_after: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Run the GRU in double precision; with `keep`, the update gate turns the other way."""
+    """Run the GRU in double precision, right or with a mistake.
+
+    With `keep` the update gate turns the other way, with `frozen` the carry is never updated, and
+    with `reset_after` the reset gate acts after the matrix.
+    """
+    initial_h = h
     trace: dict[str, list] = {"h": [], "update": [], "reset": [], "before_sigmoid": []}
     for x in inputs:
         before_sigmoid = params["Wz"] @ x + params["Uz"] @ h + params["bz"]
         update = _sigmoid(before_sigmoid)
         reset = _sigmoid(params["Wr"] @ x + params["Ur"] @ h + params["br"])
-        candidate = np.tanh(params["Wh"] @ x + params["Uh"] @ (reset * h) + params["bh"])
+        recurrent = params["Uh"] @ (reset * h)
+        if reset_after:
+            recurrent = reset * (params["Uh"] @ h)
+        candidate = np.tanh(params["Wh"] @ x + recurrent + params["bh"])
         written = 1 - update if keep else update
         h = (1 - written) * h + written * candidate
         values = {"h": h, "update": update, "reset": reset, "before_sigmoid": before_sigmoid}
         for name, value in values.items():
             trace[name].append(value)
+        h = initial_h if frozen else h
     return {name: np.stack(values) for name, values in trace.items()}

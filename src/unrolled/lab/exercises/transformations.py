@@ -41,13 +41,14 @@ def _time_major_case() -> tuple:
     right = run_all(params, initial_h, inputs)
     from_zeros = run_all(params, 0 * initial_h, inputs)
     one_start = run_all(params, 0 * initial_h + initial_h[0], inputs)
-    return params, initial_h, inputs, right, from_zeros, one_start
+    reshaped = run_all(params, initial_h, inputs.reshape(5, 7, -1).swapaxes(0, 1))
+    return params, initial_h, inputs, right, from_zeros, one_start, reshaped
 
 
 @exercise("4.1", "Time first", "easy")
 def time_major(function) -> str:
     """Map over axis 1 of inputs, axis 0 of initial_h, and put the batch back at axis 1."""
-    params, initial_h, inputs, right, from_zeros, one_start = _time_major_case()
+    params, initial_h, inputs, right, from_zeros, one_start, reshaped = _time_major_case()
     time, batch = inputs.shape[:2]
     try:
         result = run(function, params, initial_h, inputs)
@@ -64,8 +65,14 @@ def time_major(function) -> str:
                 "exactly its batch axis."
             ) from None
         raise
+    if callable(result):
+        raise Wrong(
+            "the result is a function, what `jax.vmap` returns. Call it with the three arguments."
+        )
     final_h, outputs_h = _pair(result)
     shape = getattr(outputs_h, "shape", None)
+    if shape == (batch, HIDDEN_DIM) and getattr(final_h, "ndim", None) == 3:
+        raise Wrong("the pair is in the wrong order: final_h comes first, then outputs_h.")
     if shape == (batch, time, HIDDEN_DIM):
         raise Wrong(
             f"outputs_h has shape {shape}: the batch axis is in front. Inputs came with time "
@@ -87,6 +94,8 @@ def time_major(function) -> str:
                 "on to gru_sequence.": from_zeros[k],
                 "all sequences started from the first row of initial_h: each example has a row "
                 "of its own.": one_start[k],
+                "the examples are mixed: `reshape` cuts the numbers anew and does not exchange two "
+                "axes. `in_axes` says where the examples lie.": reshaped[k],
                 "outputs_h runs backwards in time: keep the order of the inputs."
                 if name == "outputs_h"
                 else "": right[k][::-1],
@@ -110,6 +119,8 @@ def _norm_case() -> tuple:
             final_h.sum(),
             (final_h**2).mean(),
             jnp.abs(final_h).sum(),
+            jnp.linalg.norm(outputs_h[0]),
+            *final_h,
         ]
         return jnp.stack(kinds)
 
@@ -166,6 +177,12 @@ def initial_state_gradient(function) -> str:
             "sum.": slopes[4],
             "this is the gradient of the sum of absolute values; here the norm is the Euclidean "
             "one, the square root of the sum of squares.": slopes[5],
+            "this is the gradient of the norm of the first state, after one step: take the final "
+            "one.": slopes[6],
+            "these are the norms of the Jacobian's columns. Take the norm of the final state "
+            "first, and then its gradient.": np.linalg.norm(slopes[7:], axis=0),
+            "these are the norms of the Jacobian's rows. Take the norm of the final state first, "
+            "and then its gradient.": np.linalg.norm(slopes[7:], axis=1),
             "the signs are turned around: this is minus the gradient.": -slopes[0],
         },
         otherwise="Is it the norm of the final state, differentiated by initial_h?",
@@ -186,22 +203,28 @@ def _reset_after_backward(params, h_prev, x_t, d_h, mistake: str = "") -> np.nda
     if mistake == "forward of the chapter":
         candidate = np.tanh(params["Wh"] @ x_t + params["bh"] + params["Uh"] @ (reset * h_prev))
 
-    turn = (lambda U: U) if mistake == "not transposed" else (lambda U: U.T)
-    d_a_h = d_h * update * (1 if mistake == "tanh" else 1 - candidate**2)
-    d_update = d_h * ((h_prev - candidate) if mistake == "sign" else (candidate - h_prev))
-    slope = (lambda gate: 1) if mistake == "sigmoid" else (lambda gate: gate * (1 - gate))
-    d_a_z = d_update * slope(update)
+    def turned(name):
+        kept = mistake in ("not transposed", f"{name} not transposed")
+        return params[name] if kept else params[name].T
+
+    def slope(gate, name):
+        return 1 if mistake in ("sigmoid", f"sigmoid of {name}") else gate * (1 - gate)
+
+    written = 1 - update if mistake == "exchanged" else update  # the share of the candidate
+    direction = -1 if mistake in ("sign", "exchanged") else 1
+    d_a_h = d_h * written * (1 if mistake == "tanh" else 1 - candidate**2)
+    d_a_z = direction * d_h * (candidate - h_prev) * slope(update, "update")
     if mistake in ("forward of the chapter", "reset before"):
-        through_candidate = reset * (turn(params["Uh"]) @ d_a_h)
-        d_reset = (turn(params["Uh"]) @ d_a_h) * h_prev
+        through_candidate = reset * (turned("Uh") @ d_a_h)
+        d_reset = (turned("Uh") @ d_a_h) * h_prev
     else:
-        through_candidate = turn(params["Uh"]) @ (d_a_h * (1 if mistake == "reset lost" else reset))
+        through_candidate = turned("Uh") @ (d_a_h * (1 if mistake == "reset lost" else reset))
         d_reset = d_a_h * (h_prev if mistake == "wrong factor" else recurrent)
     paths = {
-        "straight": d_h * (update if mistake == "update for 1 - update" else 1 - update),
+        "straight": d_h * (written if mistake == "update for 1 - update" else 1 - written),
         "candidate": through_candidate,
-        "reset": turn(params["Ur"]) @ (d_reset * slope(reset)),
-        "update": turn(params["Uz"]) @ d_a_z,
+        "reset": turned("Ur") @ (d_reset * slope(reset, "reset")),
+        "update": turned("Uz") @ d_a_z,
     }
     return sum(value for name, value in paths.items() if f"without {name}" != mistake)
 
@@ -219,6 +242,14 @@ BACKWARD_MISTAKES = {
     "multiplies the product Uh @ h_prev, so on the way back you meet reset *before* Uh.T.",
     "forward of the chapter": "this is the backward pass of the chapter's GRU. Here reset acts "
     "after the matrix product: start from the new forward pass and rename its parts.",
+    "exchanged": "update and 1 - update are exchanged: in the forward pass the candidate stands "
+    "next to update.",
+    "Uh not transposed": "Uh is not transposed on the way back.",
+    "Ur not transposed": "Ur is not transposed on the way back.",
+    "Uz not transposed": "Uz is not transposed on the way back.",
+    "sigmoid of update": "the slope of the update gate's sigmoid is missing: update * "
+    "(1 - update).",
+    "sigmoid of reset": "the slope of the reset gate's sigmoid is missing: reset * (1 - reset).",
     "not transposed": "the matrices are not transposed: what went forwards through U goes back "
     "through U.T.",
     "tanh": "the slope of tanh is missing: d_candidate times 1 - candidate ** 2.",
