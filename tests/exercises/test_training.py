@@ -80,6 +80,18 @@ def clip_flat(gradients, max_norm):
     return jax.tree.leaves(clip(gradients, max_norm))
 
 
+def clip_by(norm):
+    def clipped(gradients, max_norm):
+        numbers = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients)])
+        return scaled(gradients, max_norm / jnp.maximum(norm(numbers), max_norm))
+
+    return clipped
+
+
+def clip_by_subtracting(gradients, max_norm):
+    return jax.tree.map(lambda g: g - (global_norm(gradients) - max_norm), gradients)
+
+
 def clip_raises(gradients, max_norm):
     return gradients / max_norm
 
@@ -102,7 +114,7 @@ def momentum_not_started(loss_fn, carry, batch, learning_rate=0.1, decay=0.9):
 
 
 def momentum(new_velocity=lambda v, g: 0.9 * v + g, move=lambda p, v: p - 0.1 * v):
-    def step(loss_fn, carry, batch):
+    def step(loss_fn, carry, batch, learning_rate=0.1, decay=0.9):
         params, velocity = carry
         loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
         velocity = jax.tree.map(new_velocity, velocity, gradients)
@@ -119,6 +131,35 @@ def momentum_keeps_velocity(loss_fn, carry, batch):
 def momentum_uses_old_velocity(loss_fn, carry, batch):
     (_, velocity), loss = momentum_step(loss_fn, carry, batch)
     return (jax.tree.map(lambda p, v: p - 0.1 * v, *carry), velocity), loss
+
+
+def momentum_exchanged(loss_fn, carry, batch):
+    new, loss = momentum_step(loss_fn, carry, batch)
+    return new[::-1], loss
+
+
+def momentum_nesterov(loss_fn, carry, batch):
+    (_, velocity), loss = momentum_step(loss_fn, carry, batch)
+    (params, _), _ = momentum_step(loss_fn, (carry[0], velocity), batch)
+    return (params, velocity), loss
+
+
+def momentum_params_twice(loss_fn, carry, batch):
+    (params, _), loss = momentum_step(loss_fn, carry, batch)
+    return (params, params), loss
+
+
+def momentum_decays_twice(loss_fn, carry, batch):
+    (params, velocity), loss = momentum_step(loss_fn, carry, batch)
+    return (params, scaled(velocity, 0.9)), loss
+
+
+def momentum_fixed_rate(loss_fn, carry, batch, learning_rate=0.1, decay=0.9):
+    return momentum_step(loss_fn, carry, batch, 0.1, decay)
+
+
+def momentum_fixed_decay(loss_fn, carry, batch, learning_rate=0.1, decay=0.9):
+    return momentum_step(loss_fn, carry, batch, learning_rate, 0.9)
 
 
 def momentum_three_results(loss_fn, carry, batch):
@@ -141,8 +182,8 @@ def momentum_swapped(loss_fn, carry, batch):
     return new, jax.grad(loss_fn)(carry[0], batch)
 
 
-def momentum_not_scannable(loss_fn, carry, batch):
-    new, loss = momentum_step(loss_fn, carry, batch)
+def momentum_not_scannable(loss_fn, carry, batch, **options):
+    new, loss = momentum_step(loss_fn, carry, batch, **options)
     return new, float(loss)
 
 
@@ -189,6 +230,12 @@ def running(inputs):
 
 def loss_last_step(params, inputs):
     return jnp.mean((read(params, inputs) - running(inputs))[:, -1] ** 2)
+
+
+def read_before(params, inputs):
+    """Read each prediction from the state before the step."""
+    first = jnp.full((len(inputs), 1), params["readout"]["c"])
+    return jnp.concatenate([first, read(params, inputs)[:, :-1]], axis=1)
 
 
 def loss_stops_gradient(params, inputs):
@@ -260,6 +307,11 @@ WRONG = [
     ("5.1", clip_without_root, "The norm is its square root"),
     ("5.1", clip_by_sum_of_norms, "add up the norms of the arrays"),
     ("5.1", clip_upside_down, "upside down"),
+    ("5.1", clip_by(lambda numbers: jnp.abs(numbers).sum()), "add up absolute values"),
+    ("5.1", clip_by(lambda numbers: jnp.abs(numbers).max()), "the largest number"),
+    ("5.1", clip_by(lambda numbers: jnp.sqrt(jnp.mean(numbers**2))), "mean of the squares"),
+    ("5.1", clip_by_subtracting, "You subtract"),
+    ("5.1", lambda gradients, max_norm: scaled(gradients, 0.3), "`max_norm` is 2.0"),
     ("5.1", clip_nothing, "Nothing is clipped"),
     ("5.1", clip_to_nan, "becomes NaN"),
     ("5.1", clip_flat, "the same arrays under the same names"),
@@ -276,6 +328,29 @@ WRONG = [
         momentum(new_velocity=lambda v, g: 0.1 * (0.9 * v + g), move=lambda p, v: p - v),
         "belongs to the step",
     ),
+    ("5.2", momentum(new_velocity=lambda v, g: v + 0.9 * g), "not the gradient"),
+    ("5.2", momentum(new_velocity=lambda v, g: 0.9 * (v + g)), "Only the old velocity decays"),
+    ("5.2", momentum(new_velocity=lambda v, g: 0.1 * v + g), "What is left of it is `decay`"),
+    ("5.2", momentum(new_velocity=lambda v, g: 0.9 * v - g), "subtracted from the velocity"),
+    (
+        "5.2",
+        momentum(new_velocity=lambda v, g: 0.9 * v + 0.1 * g, move=lambda p, v: p - v),
+        "inside the velocity. In (5.6) it belongs to the step",
+    ),
+    (
+        "5.2",
+        momentum(new_velocity=lambda v, g: 0.9 * v - 0.1 * g, move=lambda p, v: p + v),
+        "the minus sign are inside the velocity",
+    ),
+    ("5.2", momentum(new_velocity=lambda v, g: 0.8 * v + g), "the new params['c'] is off by"),
+    ("5.2", momentum_nesterov, "Nesterov"),
+    ("5.2", momentum_exchanged, "velocity and params exchanged"),
+    ("5.2", lambda *args: momentum_step(*args)[::-1], "first the new carry, then the output"),
+    ("5.2", momentum_params_twice, "holds the new params"),
+    ("5.2", momentum_decays_twice, "decays a second time"),
+    ("5.2", momentum(), "not numbers"),
+    ("5.2", momentum_fixed_rate, "use the argument `learning_rate`"),
+    ("5.2", momentum_fixed_decay, "use the argument `decay`"),
     ("5.2", momentum_keeps_velocity, "still the old one"),
     ("5.2", momentum_uses_old_velocity, "First update the velocity"),
     ("5.2", momentum_three_results, "Yours returns 3 of them"),
@@ -293,6 +368,14 @@ WRONG = [
     ("5.3", loss_of(running, reduce=jnp.sum), "The squares are added up"),
     ("5.3", loss_of(running, measure=jnp.abs), "absolute differences"),
     ("5.3", loss_of(running, measure=lambda a: a), "not squared"),
+    ("5.3", loss_of(running, predictions=read_before), "from the state before the step"),
+    ("5.3", loss_of(lambda inputs: jnp.cumsum(inputs[..., 1], axis=1)), "adds the markers"),
+    ("5.3", loss_of(lambda x: running(x[:, ::-1])[:, ::-1]), "still to come"),
+    ("5.3", loss_of(lambda inputs: running(inputs).T[..., None]), "shapes that broadcast"),
+    ("5.3", loss_of(running, reduce=lambda a: jnp.sqrt(a.mean())), "the root of the loss"),
+    ("5.3", loss_of(running, reduce=lambda a: a.mean() / 2), "half of the loss"),
+    ("5.3", loss_of(running, reduce=lambda a: a.sum(axis=0).mean()), "added over the batch"),
+    ("5.3", loss_of(running, reduce=lambda a: (a.mean(), a)), "the loss alone"),
     ("5.3", loss_of(running, reduce=lambda a: a), "Take the mean over the batch"),
     ("5.3", loss_stops_gradient, "The gradient of your loss is zero"),
     ("5.3", loss_leaves_jax, "jax.grad of your running_loss"),

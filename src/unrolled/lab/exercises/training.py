@@ -12,14 +12,23 @@ import numpy as np
 
 from unrolled.gru import gru_sequence
 from unrolled.lab.datasets import adding_problem
-from unrolled.lab.exercises._base import Wrong, exercise, expect_array, expect_close, run
+from unrolled.lab.exercises._base import (
+    Wrong,
+    describe,
+    exercise,
+    expect_array,
+    expect_close,
+    run,
+)
 
 
 def _map(function: Callable, *trees: Any) -> Any:
     return jax.tree.map(lambda *leaves: np.asarray(function(*leaves), np.float64), *trees)
 
 
-def _expect_tree(value: Any, expected: Any, name: str, mistakes: dict[str, Any]) -> None:
+def _expect_tree(
+    value: Any, expected: Any, name: str, mistakes: dict[str, Any], otherwise: str = ""
+) -> None:
     """Compare all arrays of two pytrees at once, so that a mistake is recognised as a whole."""
     if jax.tree.structure(value) != jax.tree.structure(expected):
         raise Wrong(
@@ -29,12 +38,17 @@ def _expect_tree(value: Any, expected: Any, name: str, mistakes: dict[str, Any])
     paths = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), wanted in zip(paths, jax.tree.leaves(expected)):
         expect_array(leaf, wanted.shape, name + jax.tree_util.keystr(path))
-    expect_close(
-        _flat(value),
-        _flat(expected),
-        name=name,
-        mistakes={message: _flat(wrong) for message, wrong in mistakes.items()},
-    )
+    try:
+        expect_close(
+            _flat(value),
+            _flat(expected),
+            mistakes={message: _flat(wrong) for message, wrong in mistakes.items()},
+        )
+    except Wrong as wrong:
+        if str(wrong) in mistakes:
+            raise
+        for (path, leaf), wanted in zip(paths, jax.tree.leaves(expected)):
+            expect_close(leaf, wanted, name=name + jax.tree_util.keystr(path), otherwise=otherwise)
 
 
 def _names(tree: Any) -> str:
@@ -63,6 +77,8 @@ def check_clip(clip_by_global_norm: Callable) -> str:
     norm, largest = _norm(gradients), 2.0
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), gradients)
     by_array = sum(np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradients))
+    numbers = _flat(gradients)
+    root_mean, highest = norm / np.sqrt(numbers.size), np.abs(numbers).max()
     clipped = run(clip_by_global_norm, given, largest)
     _expect_tree(
         clipped,
@@ -84,12 +100,24 @@ def check_clip(clip_by_global_norm: Callable) -> str:
             ),
             "You add up the norms of the arrays. The norm of all numbers together is the root of "
             "the sum of all squares.": _map(lambda g: g * largest / by_array, gradients),
+            "You add up absolute values. The norm is the root of the sum of squares.": _map(
+                lambda g: g * largest / np.abs(numbers).sum(), gradients
+            ),
+            "You take the mean of the squares. The norm is the root of their sum.": _map(
+                lambda g: g * largest / max(root_mean, largest), gradients
+            ),
+            "You take the largest number for the norm. The norm is the root of the sum of all "
+            "squares.": _map(lambda g: g * largest / highest, gradients),
+            "You subtract. The gradient keeps its direction only if it is multiplied.": _map(
+                lambda g: g - (norm - largest), gradients
+            ),
             "Nothing is clipped: this gradient has a norm of "
             f"{norm:.3f} and `max_norm` is {largest}.": gradients,
             "The gradient has become longer: is the factor upside down?": _map(
                 lambda g: g * norm / largest, gradients
             ),
         },
+        f"The norm of all numbers is {norm:.4g} here, and `max_norm` is {largest}.",
     )
     _expect_tree(
         run(clip_by_global_norm, given, 2 * norm),
@@ -139,9 +167,10 @@ def check_momentum_step(momentum_step: Callable) -> str:
     def moved(new_velocity, rate=RATE):
         return _map(lambda p, v: p - rate * v, params, new_velocity)
 
-    decayed = _map(lambda v, g: DECAY * v + g, velocity, gradient)
-    averaged = _map(lambda v, g: DECAY * v + (1 - DECAY) * g, velocity, gradient)
-    summed = _map(lambda v, g: v + g, velocity, gradient)
+    def turned(change: Callable) -> Any:
+        return _map(change, velocity, gradient)
+
+    decayed = turned(lambda v, g: DECAY * v + g)
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, velocity))
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batch)
 
@@ -152,6 +181,11 @@ def check_momentum_step(momentum_step: Callable) -> str:
             f"`(params, velocity), loss`. Yours returns {_said(result)}."
         )
     carry, output = result
+    if isinstance(output, tuple | list) and len(output) == 2 and np.shape(carry) == ():
+        raise Wrong(
+            "the two results are in the wrong order: first the new carry, then the output, here "
+            "the loss."
+        )
     if not isinstance(carry, tuple | list) or len(carry) != 2:
         raise Wrong(
             "the new carry should be the pair `(params, velocity)`, like the carry that came in; "
@@ -161,6 +195,11 @@ def check_momentum_step(momentum_step: Callable) -> str:
         raise Wrong(
             "the output is a dict like the gradient, not the loss. `jax.value_and_grad` returns "
             "the value first."
+        )
+    if _same(tuple(carry), (decayed, moved(decayed))):
+        raise Wrong(
+            "The new carry has velocity and params exchanged: they go out in the order in which "
+            "they came in, `(params, velocity)`."
         )
     _expect_tree(
         carry[0],
@@ -174,11 +213,31 @@ def check_momentum_step(momentum_step: Callable) -> str:
             "The step uses the bare gradient and ignores the old velocity.": moved(gradient),
             "The step uses the old velocity. First update the velocity, then step with the new "
             "one.": moved(velocity),
-            "The old velocity is added without `decay`.": moved(summed),
+            "The old velocity is added without `decay`.": moved(turned(lambda v, g: v + g)),
+            "It is the old velocity that `decay` multiplies, not the gradient.": moved(
+                turned(lambda v, g: v + DECAY * g)
+            ),
+            "`decay` multiplies the gradient as well. Only the old velocity decays.": moved(
+                turned(lambda v, g: DECAY * (v + g))
+            ),
+            "The old velocity is multiplied by `1 - decay`. What is left of it is `decay`.": moved(
+                turned(lambda v, g: (1 - DECAY) * v + g)
+            ),
             "The gradient is multiplied by `1 - decay`: that is an average (Adam does it). Here "
-            "the whole gradient is added.": moved(averaged),
+            "the whole gradient is added.": moved(turned(lambda v, g: DECAY * v + (1 - DECAY) * g)),
+            "The gradient is subtracted from the velocity. It is added, and the velocity is "
+            "subtracted from the params.": moved(turned(lambda v, g: DECAY * v - g)),
+            "The learning rate multiplies the gradient inside the velocity. In (5.6) it belongs to "
+            "the step.": moved(turned(lambda v, g: DECAY * v + RATE * g), 1.0),
+            "The learning rate and the minus sign are inside the velocity. In (5.6) they belong to "
+            "the step.": moved(turned(lambda v, g: DECAY * v - RATE * g), -1.0),
+            "You step with `decay * velocity + gradient`, made from the new velocity: that is "
+            "Nesterov's momentum. Here the step uses the new velocity itself.": moved(
+                _map(lambda v, g: DECAY * v + g, decayed, gradient)
+            ),
             "The params have not changed: return the new ones.": params,
         },
+        "Compute (5.6) by hand for one number.",
     )
     _expect_tree(
         carry[1],
@@ -188,6 +247,10 @@ def check_momentum_step(momentum_step: Callable) -> str:
             "The velocity in the carry is still the old one, so the scan never builds up "
             "speed.": velocity,
             "The velocity in the carry is the bare gradient.": gradient,
+            "The velocity in the carry decays a second time.": _map(lambda v: DECAY * v, decayed),
+            "The second entry of the carry holds the new params: it should be the velocity.": moved(
+                decayed
+            ),
             "The learning rate belongs to the step, not into the velocity.": _map(
                 lambda v: RATE * v, decayed
             ),
@@ -202,7 +265,9 @@ def check_momentum_step(momentum_step: Callable) -> str:
             "The loss is that of the new params, which costs a second forward pass. Report the "
             "loss that `jax.value_and_grad` gives you on the way.": after
         },
+        otherwise="It is what `loss_fn(params, batch)` gives at the params that came in.",
     )
+    _expect_arguments_used(momentum_step, start, given, (params, velocity), gradient)
 
     expected_params, expected_velocity = params, velocity
     for batch in zip(*batches):
@@ -216,15 +281,46 @@ def check_momentum_step(momentum_step: Callable) -> str:
 
     scanned.__name__ = "jax.lax.scan over your momentum_step"
     carry, losses = run(scanned)
-    _expect_tree(carry[0], expected_params, "params after a scan over three batches", {})
+    _expect_tree(carry[0], expected_params, "the params after a scan over three batches", {})
     expect_array(losses, (3,), "the losses of a scan over three batches")
     return "three batches in one scan: params, velocity and losses are right."
 
 
+def _expect_arguments_used(
+    momentum_step: Callable, start: tuple, batch: tuple, exact: tuple, gradient: dict
+) -> None:
+    """Raise `Wrong` unless the step follows a learning rate and a decay that it is given."""
+    rate, decay = 0.25, 0.5
+    result = run(momentum_step, _line_loss, start, batch, learning_rate=rate, decay=decay)
+
+    def moved(rate: float, decay: float) -> dict:
+        return _map(lambda p, v, g: p - rate * (decay * v + g), *exact, gradient)
+
+    _expect_tree(
+        result[0][0],
+        moved(rate, decay),
+        f"with learning_rate={rate} and decay={decay} the new params",
+        {
+            "With another learning rate and another decay the step stays the same: use the "
+            "arguments `learning_rate` and `decay`, not numbers.": moved(RATE, DECAY),
+            "With another learning rate the step stays the same: use the argument "
+            "`learning_rate`.": moved(RATE, decay),
+            "With another decay the step stays the same: use the argument `decay`.": moved(
+                rate, DECAY
+            ),
+        },
+    )
+
+
+def _same(value: Any, expected: Any) -> bool:
+    return jax.tree.structure(value) == jax.tree.structure(expected) and all(
+        np.shape(leaf) == np.shape(wanted) and np.allclose(leaf, wanted, atol=1e-5)
+        for leaf, wanted in zip(jax.tree.leaves(value), jax.tree.leaves(expected))
+    )
+
+
 def _said(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"{len(value)} of them"
-    return f"a {type(value).__name__}"
+    return f"{len(value)} of them" if isinstance(value, tuple | list) else describe(value)
 
 
 # ---------------------------------------------------------------------------------------- 5.3
@@ -271,9 +367,12 @@ def check_running_loss(running_loss: Callable) -> str:
         )  # (batch, time)
 
     predicted = predictions(params)
+    before = np.concatenate([np.full((batch_size, 1), params["readout"]["c"]), predicted], axis=1)
     squares = (predicted - running) ** 2
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, inputs))
     loss = run(running_loss, *given)
+    if isinstance(loss, tuple | list):
+        raise Wrong("return the loss alone: one number.")
     expect_array(loss, (), "the loss", "Take the mean over the batch and over the steps.")
     total = running[:, -1:]
     expect_close(
@@ -297,6 +396,24 @@ def check_running_loss(running_loss: Callable) -> str:
             "step late.": np.mean((predicted - (running - marked)) ** 2),
             "The target is what is marked at this one step. Add it up over the steps so "
             "far.": np.mean((predicted - marked) ** 2),
+            "Each prediction is read from the state before the step. Use `outputs_h`, where row t "
+            "holds the state after step t.": np.mean((before[:, :-1] - running) ** 2),
+            "The running sum adds the markers. Multiply them by the values first.": np.mean(
+                (predicted - np.cumsum(inputs[..., 1], axis=1)) ** 2
+            ),
+            "The target is the sum of what is still to come. At step t it is the sum of the steps "
+            "up to t.": np.mean((predicted - np.cumsum(marked[:, ::-1], axis=1)[:, ::-1]) ** 2),
+            "Each prediction is compared with the targets of all steps: the two have shapes that "
+            "broadcast. Both should have shape (batch, time).": np.mean(
+                (predicted[:, :, None] - running[:, None, :]) ** 2
+            ),
+            "This is the root of the loss. Leave the mean of squares as it is.": np.sqrt(
+                squares.mean()
+            ),
+            "This is half of the loss. Leave the mean of squares as it is.": squares.mean() / 2,
+            "The squares are added over the batch. Take the mean over it as well.": (
+                squares.sum(axis=0).mean()
+            ),
             "The squares are added over the steps. Take the mean, so that the loss does not grow "
             "with the length.": squares.sum(axis=1).mean(),
             "The squares are added up. Take the mean over batch and steps.": squares.sum(),
