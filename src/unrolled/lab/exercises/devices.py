@@ -381,7 +381,7 @@ def _it_trains(one: Callable) -> bool:
                 mean, memory = exchange(jax.grad(loss_of)(w), memory)
                 return (w - 0.05 * mean, memory), None
 
-            start = jnp.zeros(SIZE), jnp.zeros(SIZE)
+            start = (jnp.zeros(SIZE, jnp.float32),) * 2
             (w, _), _ = jax.lax.scan(update, start, length=200)
             return loss_of(w)
 

@@ -281,7 +281,7 @@ GRUS = {"calm": 1.0, "edge": 3.0, "wild": 4.0}  # name -> gain of the recurrent 
 @exercise("12.4", "A sweep that keeps its head", "open")
 def improve(function: Callable) -> str:
     inputs = jnp.asarray(np.random.default_rng(124).normal(size=(STEPS, 4)), jnp.float32)
-    initial_h = jnp.zeros(HIDDEN)
+    initial_h = jnp.zeros(HIDDEN, jnp.float32)
     calls: list[int] = []
 
     @jax.jit
@@ -304,7 +304,7 @@ def improve(function: Callable) -> str:
 
     _one_sweep(sweep, calls)
 
-    zeros = jnp.zeros((STEPS, HIDDEN))
+    zeros = jnp.zeros((STEPS, HIDDEN), jnp.float32)
 
     def solve(name, start):
         """Sweep until all residuals are small: how often, the guess, and what is left."""
@@ -384,7 +384,10 @@ def _gru(gain: float) -> dict[str, jax.Array]:
     params = initialize_gru_params(jax.random.key(4), 4, HIDDEN, scale=1.0)
     factors = {"U": gain / np.sqrt(HIDDEN), "W": 0.5, "b": 0.0}
     shifts = {"bz": -1.0, "br": 0.1, "bh": 0.1}
-    return {name: factors[name[0]] * leaf + shifts.get(name, 0.0) for name, leaf in params.items()}
+    return {
+        name: (factors[name[0]] * leaf + shifts.get(name, 0.0)).astype(jnp.float32)
+        for name, leaf in params.items()
+    }
 
 
 def _one_sweep(sweep: Callable, calls: list) -> None:
