@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import unrolled
 from unrolled.lab.exercises import EXERCISES, judge
 
 
@@ -167,6 +168,50 @@ def without_state(self, carry, inputs):
     return carry, carry
 
 
+def without_input(self, carry, inputs):
+    carry = jnp.tanh(self.dense_h(carry)) + 0 * inputs[..., :1]
+    return carry, carry
+
+
+def two_biases(self, carry, inputs):
+    carry = jnp.tanh(self.dense_i(inputs) + self.dense_h(carry) + self.dense_i.bias[...])
+    return carry, carry
+
+
+def no_bias(self, carry, inputs):
+    carry = jnp.tanh(inputs @ self.dense_i.kernel[...] + self.dense_h(carry))
+    return carry, carry
+
+
+def transposed(self, carry, inputs):
+    carry = jnp.tanh(self.dense_i(inputs) + carry @ self.dense_h.kernel[...].T)
+    return carry, carry
+
+
+def added_state(self, carry, inputs):
+    carry = jnp.tanh(self.dense_i(inputs) + self.dense_h(carry)) + carry
+    return carry, carry
+
+
+def old_output(self, carry, inputs):
+    return jnp.tanh(self.dense_i(inputs) + self.dense_h(carry)), carry
+
+
+class Inherited(unrolled.SimpleCell):
+    pass
+
+
+class WrongWayRound(Simple):
+    def __init__(self, in_features, hidden_features, *, rngs):
+        super().__init__(in_features, hidden_features, rngs=rngs)
+        self.dense_i.kernel = nnx.Param(self.dense_i.kernel[...].T)
+
+
+class NoStep(nnx.Module):
+    def initialize_carry(self, input_shape, rngs=None):
+        return jnp.zeros(input_shape)
+
+
 def old_carry(self, carry, inputs):
     return carry, jnp.tanh(self.dense_i(inputs) + self.dense_h(carry))
 
@@ -190,6 +235,24 @@ def carry_of_ones(self, input_shape, rngs=None):
 
 def fails(self, carry, inputs):
     return undefined_name  # noqa: F821
+
+
+def by_block(change, path="dense_h.kernel"):
+    """A right answer in which each gate's block of a kernel goes through `change` at last."""
+
+    def from_stranger(kernel, recurrent, biases):
+        weights = stranger()(kernel, recurrent, biases)
+        blocks = jnp.split(weights[path], 3, axis=-1)
+        return weights | {path: jnp.concatenate(list(map(change, blocks)), axis=-1)}
+
+    return from_stranger
+
+
+def reshaped(kernel):
+    return jnp.concatenate(kernel.reshape(3, len(kernel), -1), axis=-1)
+
+
+minus_z = np.repeat([-1, 1, 1], 4)  # one sign for each column of a kernel
 
 
 def both_rows(biases):
@@ -222,6 +285,9 @@ WRONG = [
     ("6.1", lambda m: sizes(m, nnx.Param, size=len), "first axes"),
     ("6.1", lambda m: sizes(m, nnx.Param, size=np.ndim), "count the axes"),
     ("6.1", lambda m: sizes(m, nnx.Param, size=lambda a: a.nbytes), "bytes"),
+    ("6.1", lambda m: sizes(m, nnx.Param, size=lambda a: sum(a.shape)), "add up the axes"),
+    ("6.1", lambda m: sizes(m, nnx.Param, size=lambda a: a.shape[-1]), "the last axes"),
+    ("6.1", lambda m: sizes(m, nnx.Param, join=lambda path: [*path][-1]), "last part of each path"),
     ("6.1", lambda m: sum(right_sizes(m).values()), "expected a dict"),
     ("6.2", Simple(3, 4, rngs=nnx.Rngs(0)), "the class itself"),
     ("6.2", simple(hidden_bias=True), "Both layers have a bias"),
@@ -233,6 +299,16 @@ WRONG = [
     ("6.2", simple(__call__=without_activation), "activation is missing"),
     ("6.2", simple(__call__=without_state), "old state takes no part"),
     ("6.2", simple(__call__=old_carry), "carry comes back as it was"),
+    ("6.2", simple(__call__=old_output), "The output is the old state"),
+    ("6.2", simple(__call__=without_input), "The input takes no part"),
+    ("6.2", simple(__call__=two_biases), "The bias counts twice"),
+    ("6.2", simple(__call__=no_bias), "The bias takes no part"),
+    ("6.2", simple(__call__=transposed), "kernel is transposed"),
+    ("6.2", simple(__call__=added_state), "added after the tanh"),
+    ("6.2", unrolled.SimpleCell, "written already"),
+    ("6.2", Inherited, "written already"),
+    ("6.2", WrongWayRound, "The number of inputs comes first"),
+    ("6.2", NoStep, "NoStep needs the method `__call__`"),
     ("6.2", simple(__call__=two_activations), "one tanh around each layer"),
     ("6.3", stranger(signs=(1, 1, 1), order="zrn"), "as the stranger stores it"),
     ("6.3", stranger(order="zrn"), "still has z first"),
@@ -240,6 +316,22 @@ WRONG = [
     ("6.3", stranger(signs=(1, -1, 1)), "r's sign changed instead"),
     ("6.3", stranger(signs=(-1, -1, 1)), "r's sign changed as well"),
     ("6.3", stranger(recurrent=(1, 1, 1)), "dense_h.kernel has the right order, but z still"),
+    ("6.3", stranger(signs=(-1, -1, -1)), "all signs changed"),
+    ("6.3", stranger(order="nrz"), "in the order n, r, z; the cell wants r, z, n"),
+    ("6.3", stranger(order="rnz", signs=(1, 1, 1)), "Nor has z's sign changed"),
+    ("6.3", by_block(jnp.transpose), "dense_h.kernel has each gate's block transposed. Both"),
+    (
+        "6.3",
+        lambda k, r, b: by_block(jnp.transpose)(k, r * minus_z, b),
+        "dense_h.kernel has each gate's block transposed, and z's sign",
+    ),
+    (
+        "6.3",
+        lambda k, r, b: stranger(signs=(1, 1, 1))(k * minus_z + (minus_z < 0), r, b),
+        "dense_i.kernel holds 1 - z's block",
+    ),
+    ("6.3", lambda k, r, b: stranger()(reshaped(k), r, b), "dense_i.kernel was cut with `resh"),
+    ("6.3", lambda k, r, b: stranger()(k, reshaped(r), b), "dense_h.kernel was cut with `resh"),
     ("6.3", stranger(bias=lambda b: b[0]), "holds the first row only"),
     ("6.3", stranger(bias=both_rows), "must stay apart"),
     ("6.3", stranger(bias=one_gate_merged(1, 0, 0)), "adds the second row to z only"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from unrolled.cells import GRUCell, SimpleCell
 from unrolled.lab.exercises._base import (
     NotStarted,
     Wrong,
+    describe,
     exercise,
     expect_array,
     expect_close,
@@ -47,7 +49,7 @@ def check_sizes(sizes: Callable[[Any], Any]) -> str:
     }.items():
         answer = run(sizes, module)
         if not isinstance(answer, Mapping):
-            raise Wrong(f"expected a dict from path to size, but got a {type(answer).__name__}.")
+            raise Wrong(f"expected a dict from path to size, but got {describe(answer)}.")
         _expect_sizes(answer, module, name)
     return "a GRUCell(3, 4) has 100 numbers under four paths, in a network as well as alone."
 
@@ -65,6 +67,11 @@ def _expect_sizes(answer: Mapping[Any, Any], module: Any, name: str) -> None:
         raise Wrong(
             f"For {name} you counted {', '.join(sorted(extra & set(everything)))}, which is not "
             "learned. Ask `nnx.state` for `nnx.Param` only."
+        )
+    if answer and all(any(path.endswith(f".{name}") for path in wanted) for name in answer):
+        raise Wrong(
+            f"For {name} your keys are {', '.join(sorted(answer))}: the last part of each path "
+            "only. Join all of its parts with dots."
         )
     if missing or extra:
         raise Wrong(
@@ -87,6 +94,12 @@ def _expect_sizes(answer: Mapping[Any, Any], module: Any, name: str) -> None:
                 len(wanted[path]) for path in sorted(wanted)
             ],
             "The values are in bytes. Count the entries: `.size`.": [4 * size for size in sizes],
+            "The values add up the axes' lengths. The number of entries is their product.": [
+                sum(wanted[path].shape) for path in sorted(wanted)
+            ],
+            "The values are the lengths of the last axes. Count all entries: `.size`.": [
+                wanted[path].shape[-1] for path in sorted(wanted)
+            ],
         },
         otherwise="Each value should be the number of entries of that parameter.",
     )
@@ -98,6 +111,12 @@ def _expect_sizes(answer: Mapping[Any, Any], module: Any, name: str) -> None:
 @exercise("6.2", "Package the simple cell", "medium")
 def check_simple_cell(cell_class: Callable[..., Any]) -> str:
     cell = _make(cell_class)
+    writer = next(base for base in cell_class.__mro__ if "__call__" in vars(base))
+    if writer.__module__.split(".")[0] in ("unrolled", "flax"):
+        raise Wrong(
+            f"what {cell_class.__name__} computes has been written already. Write `__call__` "
+            "yourself."
+        )
     _expect_started(cell, "dense_i", "dense_h")
     wanted = {"dense_i.kernel": (3, 4), "dense_i.bias": (4,), "dense_h.kernel": (4, 4)}
     given = {path: array.shape for path, array in _arrays(cell, nnx.Param).items()}
@@ -109,9 +128,14 @@ def check_simple_cell(cell_class: Callable[..., Any]) -> str:
             )
         if set(wanted) == set(given):
             path = next(path for path in wanted if given[path] != wanted[path])
+            reason = (
+                "The number of inputs comes first, then that of outputs."
+                if given[path] == wanted[path][::-1]
+                else "A simple cell has no gates."
+            )
             raise Wrong(
                 f"With in_features=3 and hidden_features=4, {path} has shape {given[path]}; "
-                f"expected {wanted[path]}. A simple cell has no gates."
+                f"expected {wanted[path]}. {reason}"
             )
         raise Wrong(
             f"The parameters should be {', '.join(wanted)}; yours are {', '.join(given) or 'none'}."
@@ -136,11 +160,35 @@ def check_simple_cell(cell_class: Callable[..., Any]) -> str:
         "The old state is also added by itself, as with residual=True. Leave it out here.": (
             np.tanh(total + carry)
         ),
-        "The carry comes back as it was. The new state is the new carry.": carry,
-        "The carry should be the state after tanh, the same as the output.": total,
+        "The old state is added after the tanh. It takes part through dense_h only.": (
+            np.tanh(total) + carry
+        ),
+        "The bias counts twice.": np.tanh(total + w["dense_i.bias"]),
+        "The bias takes no part: the layers already know how to add theirs.": np.tanh(
+            total - w["dense_i.bias"]
+        ),
+        "dense_h's kernel is transposed. Let the layer multiply: `self.dense_h(carry)`.": np.tanh(
+            total + carry @ (w["dense_h.kernel"].T - w["dense_h.kernel"])
+        ),
+        "The input takes no part: add dense_i of the input.": np.tanh(carry @ w["dense_h.kernel"]),
     }
-    for name, value in {"the new carry": new, "the output": output}.items():
-        expect_close(value, np.tanh(total), name=name, mistakes=mistakes, tolerance=1e-4)
+    where = {
+        "the new carry": (
+            new,
+            "The carry comes back as it was. The new state is the new carry.",
+        ),
+        "the output": (output, "The output is the old state. Return the new one, twice."),
+    }
+    for name, (value, old) in where.items():
+        expect_close(
+            value,
+            np.tanh(total),
+            name=name,
+            mistakes=mistakes | {old: carry},
+            tolerance=1e-4,
+            otherwise="Both are the tanh of one sum: dense_i of the input and dense_h of the "
+            "carry.",
+        )
     return "weights move between your cell and unrolled.SimpleCell by path, and the steps agree."
 
 
@@ -155,7 +203,7 @@ def check_from_stranger(from_stranger: Callable[..., Any]) -> str:
     biases = rng.normal(size=(2, 3 * hidden))
     answer = run(from_stranger, kernel.copy(), recurrent.copy(), biases.copy())
     if not isinstance(answer, Mapping):
-        raise Wrong(f"expected a dict of four arrays, but got a {type(answer).__name__}.")
+        raise Wrong(f"expected a dict of four arrays, but got {describe(answer)}.")
     fused = {"dense_i.kernel": kernel, "dense_i.bias": biases, "dense_h.kernel": recurrent}
     missing = [path for path in (*fused, "b_hn") if path not in answer]
     if missing:
@@ -174,7 +222,8 @@ def check_from_stranger(from_stranger: Callable[..., Any]) -> str:
             answer[path],
             expected[path],
             name=path,
-            mistakes=_reordering_mistakes(path, fused[path], _reorder),
+            mistakes=_reordering_mistakes(path, fused[path], _reorder)
+            | _cutting_mistakes(path, fused[path]),
             otherwise="Cut it into three blocks and look at each: its place and its sign.",
         )
     first, second = biases
@@ -215,6 +264,7 @@ def check_from_stranger(from_stranger: Callable[..., Any]) -> str:
             ),
             "b_hn has changed its sign. Only what feeds z does.": -n,
         },
+        otherwise="It is the candidate's part of the second row.",
     )
     return "your dict gives GRUCell the stranger's function, and b_hn has a place of its own."
 
@@ -243,6 +293,19 @@ def _reordering_mistakes(
 
         return keep_order
 
+    def one_minus(a: np.ndarray) -> np.ndarray:
+        z, r, n = np.split(a, 3, axis=-1)
+        return np.concatenate([r, 1 - z, n], axis=-1)
+
+    blocks = dict(zip("rzn", np.split(variant(_reorder), 3, axis=-1)))
+    orders = {}
+    for order in permutations("zrn"):
+        for sign, also in ((1, ""), (-1, " Nor has z's sign changed.")):
+            found = f"{path} has its blocks in the order {', '.join(order)}"
+            message = f"{found}; the cell wants r, z, n."
+            orders[message + also] = np.concatenate(
+                [blocks[gate] * (sign if gate == "z" else 1) for gate in order], axis=-1
+            )
     return {
         f"{path} is as the stranger stores it: neither the order nor z's sign has changed.": (
             variant(in_place((1, 1, 1)))
@@ -262,7 +325,29 @@ def _reordering_mistakes(
         ),
         f"{path} has z and r exchanged back, but the first block negated: after the exchange the "
         "first block is r.": variant(lambda a: in_place((-1, 1, 1))(_reorder(a, (1, 1, 1)))),
+        f"{path} holds 1 - z's block. It is the gate that becomes 1 - z; what feeds it changes its "
+        "sign.": variant(one_minus),
+    } | orders
+
+
+def _cutting_mistakes(path: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
+    """What comes of cutting a kernel's gates out of it in the wrong way."""
+    rows, columns = kernel.shape
+    reshaped = kernel.reshape(3, rows, columns // 3)
+    mistakes = {
+        f"{path} was cut with `reshape`, which mixes the gates. Cut it along its last axis: "
+        "`jnp.split(..., 3, axis=-1)`.": _reorder(np.concatenate(reshaped, axis=-1)),
     }
+    if rows * 3 == columns:  # each gate's block is square
+        turned = np.concatenate([block.T for block in np.split(kernel, 3, axis=-1)], axis=-1)
+        mistakes |= {
+            f"{path} has each gate's block transposed. Both sides compute h U: leave the blocks "
+            "as they are.": _reorder(turned),
+            f"{path} has each gate's block transposed, and z's sign has not changed.": _reorder(
+                turned, (1, 1, 1)
+            ),
+        }
+    return mistakes
 
 
 # ---------------------------------------------------------------------------------------- 6.4
@@ -395,8 +480,10 @@ def _make(cell_class: Any) -> Any:
             "the class itself, without making a cell."
         )
     construct = partial(cell_class)
-    construct.__name__ = cell_class.__name__  # so that `run` can say where something went wrong
-    construct.__code__ = getattr(cell_class.__init__, "__code__", None)
+    construct.__name__ = cell_class.__name__  # so that `run` can name it
+    for method in ("initialize_carry", "__call__"):
+        if not any(method in vars(base) for base in cell_class.__mro__):
+            raise Wrong(f"{cell_class.__name__} needs the method `{method}`.")
     return run(construct, IN_FEATURES, HIDDEN_FEATURES, rngs=nnx.Rngs(0))
 
 
