@@ -299,6 +299,8 @@ def complains(key, shape, dtype):
     [
         (("a", 2), TypeError, r"\('a', 2\); expected a tuple of whole numbers"),
         ("ab", TypeError, "'ab'; expected a tuple of whole numbers"),
+        (b"ab", TypeError, "b'ab'; expected a tuple of whole numbers"),
+        ("", TypeError, "''; expected a tuple of whole numbers"),
         ((2.5, 2), TypeError, r"\(2.5, 2\); expected a tuple of whole"),
         ((True, 2), TypeError, r"\(True, 2\); expected a tuple of whole"),
         ((2, (3,)), TypeError, r"\(2, \(3,\)\); expected a tuple of whole"),

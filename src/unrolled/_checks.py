@@ -66,7 +66,8 @@ def check_shape(name: str, shape: Any) -> None:
     if type(shape) is tuple and all(type(size) is int and size >= 0 for size in shape):
         return  # nearly always; the rest is for lists, NumPy's numbers, and mistakes
     try:
-        if not isinstance(shape, (Sequence, np.ndarray, jax.Array)):
+        sequence = isinstance(shape, (Sequence, np.ndarray, jax.Array))
+        if not sequence or isinstance(shape, (str, bytes)):  # of which b"ab" holds whole numbers
             raise TypeError
         for size in shape:
             if isinstance(size, bool):
