@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import operator
 import sys
 
 import jax
@@ -63,6 +65,10 @@ def starter_raises(x):
         starter_scan,
         starter_raises,
         jax.jit(starter_expression),
+        lambda x: math.sqrt(...),
+        lambda x: max(*...),
+        lambda x: [*x] + ...,
+        lambda x: (lambda a, b: b)(*starter_value(x)),
         lambda x: jnp.tanh(...),
         lambda x: np.tanh(...),
         lambda x: jnp.zeros((3, ...)),
@@ -82,6 +88,7 @@ def test_a_starter_is_told_apart_from_a_wrong_answer(starter):
         lambda x: np.ones((2, 2))[..., 0, ...],
         lambda x: x[..., 0, ...],
         lambda x: {"h": x}[..., 0],
+        lambda x: operator.getitem([x], ...),
     ],
 )
 def test_an_error_that_speaks_of_an_ellipsis_is_no_sign_of_a_starter(finished):

@@ -211,8 +211,13 @@ def _touches_ellipsis(error: BaseException) -> bool:
 
     An error about indices or an einsum may speak of an ellipsis too, and come of finished code.
     """
-    return isinstance(error, (TypeError, AttributeError, ValueError)) and bool(
-        re.search(r"'ellipsis'|type ellipsis\b|EllipsisType|\bgot\b.*\bEllipsis\b", str(error))
+    text = str(error)
+    if isinstance(error, ValueError):
+        return "'ellipsis'" in text
+    return (
+        isinstance(error, (TypeError, AttributeError))
+        and bool(re.search(r"\bellipsis\b|EllipsisType|\bgot\b.*\bEllipsis\b", text))
+        and "indices must be" not in text
     )
 
 

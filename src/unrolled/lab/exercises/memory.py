@@ -139,6 +139,10 @@ def reach(function: Callable) -> str:
         "Your slopes are 1 - h_t. The slope of tanh is 1 - h_t², with the square.": (
             norms(backwards(lambda h_t: 1 - h_t), earlier_right)
         ),
+        "Your slopes are 1 - h_t, and they scale the columns of U. The slope of tanh is 1 - h_t², "
+        "and it belongs to the new state: diag(1 - h_t²) on the left of U.": (
+            norms([U @ np.diag(1 - h_t) for h_t in states[::-1]], earlier_right)
+        ),
         "You took tanh of the states once more. They have gone through it already: the slopes are "
         "1 - h_t².": norms(backwards(lambda h_t: 1 - np.tanh(h_t) ** 2), earlier_right),
         "U is transposed. Here a Jacobian is wanted, dh_t/dh_{t-1}; a gradient that goes back is "
@@ -177,9 +181,8 @@ def reach(function: Callable) -> str:
             if got != steps
         )
         raise Wrong(
-            f"for the threshold {threshold:g} the gradient reaches back {steps} steps by your "
-            "count, which is not right. Print the norm for each k: it starts with that of J_T "
-            "alone."
+            f"for the threshold {threshold:g} you count {steps} step{'s' * (steps != 1)}, which is "
+            "not right. Print the norm for each k: it starts with that of J_T alone."
         )
 
     keeps = np.eye(2, dtype=np.float32)
