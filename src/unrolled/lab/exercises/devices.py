@@ -163,6 +163,7 @@ def mean_loss(function: Callable) -> str:
                 "`pmean` divides by the number of devices: this is the mean sum of a device. "
                 "Divide the sum of all by the count of all.": np.full(4, sums.mean()),
             },
+            otherwise="Sum up the valid losses of all devices by hand, and count them.",
         )
     return (
         "two numbers are exchanged, a sum and a count, and the division comes last. This is how a "

@@ -373,6 +373,7 @@ def _check_zoneout_in_use(cell, old, x, new, rate) -> None:
                 (1 - rate) * old + rate * new
             ),
         },
+        otherwise="It should be what a unit takes on average in training.",
     )
 
 
