@@ -159,7 +159,7 @@ MUTANTS += [
     Mutant(SEQUENCES, "flip off by one", "jnp.where(steps < lengths, lengths - 1 - steps, steps)", "jnp.where(steps < lengths, lengths - steps, steps)"),
     Mutant(SEQUENCES, "flip reverses the padding too", "jnp.where(steps < lengths, lengths - 1 - steps, steps)", "num_steps - 1 - steps + 0 * lengths"),
     Mutant(SEQUENCES, "mask one step too long", "return steps < lengths[..., None]", "return steps <= lengths[..., None]"),
-    Mutant(SEQUENCES, "mask turned round", "return jnp.where(mask, inputs, fill)", "return jnp.where(mask, fill, inputs)"),
+    Mutant(SEQUENCES, "mask turned round", "return jnp.where(mask, inputs, cast)", "return jnp.where(mask, cast, inputs)"),
     Mutant(SEQUENCES, "last step instead of last valid step", "last = jnp.maximum(lengths - 1, 0)", "last = jnp.full_like(lengths, num_steps - 1)"),
     Mutant(SEQUENCES, "padding put in front", "row[: len(array)] = array", "row[len(row) - len(array) :] = array"),
     Mutant(SEQUENCES, "lengths beyond the time axis go unnoticed", "if lengths.size and num_steps is not None and lengths.max() > num_steps:", "if False:"),
