@@ -298,6 +298,7 @@ def divides_by_zero(gradient, memory, axis):
         (drifts, "Next: the same mean on every device"),
         (divides_by_zero, "Next: gradients a million times"),
         (lambda g, m, axis: (g, m), "Nothing is exchanged"),
+        (lambda g, m, axis: signs(g, m, axis)[::-1], "two results are exchanged"),
         (lambda g, m, axis: jax.lax.pmean(g, axis), "Return two arrays"),
         (lambda g, m, axis: (jax.lax.pmean(g, axis)[:3], m), "expected (512,)"),
         (lambda g, m, axis: (jax.lax.pmean(g, "nobody"), m), "nobody"),

@@ -46,6 +46,7 @@ def right_b(a1, b1, a2, b2):
     "answer, words",
     [
         (queue_with(lambda a1, a2: a1 * a2, right_b), "product, as for affine"),
+        (lambda first, second: queue(first, second)[::-1], "pair is the wrong way round"),
         (queue_with(lambda a1, a2: a2, right_b), "second step alone"),
         (queue_with(lambda a1, a2: a1, right_b), "first step alone"),
         (queue_with(np.maximum, right_b), "a is a maximum"),

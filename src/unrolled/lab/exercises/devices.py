@@ -297,7 +297,9 @@ def exchange(function: Callable) -> str:
 
     together = jax.jit(jax.vmap(one, axis_name=AXIS))
     nothing = np.zeros_like(gradients)
-    mean, _ = together(gradients, nothing)
+    mean, memory = together(gradients, nothing)
+    if memory.any() and (memory == memory[0]).all() and not (mean == mean[0]).all():
+        raise Wrong("The two results are exchanged: first the mean, then the memory.")
     sent = sum(size for _, size, _ in _exchanges(DEVICES, one, gradients[0], nothing[0])) / EXACT
     if sent == 0:
         raise Wrong("Nothing is exchanged: no device can know the others' gradients.")

@@ -37,6 +37,7 @@ def queue_then(function: Callable) -> str:
         mistakes={
             "Your a is a product, as for affine steps. Here a is *added* to w, and two things that "
             "are added one after the other make a sum.": a1 * a2,
+            "The pair is the wrong way round: first a, then b.": np.maximum(b1 + a2, b2),
             "Your a is that of the second step alone: w has also had the first one added.": a2,
             "Your a is that of the first step alone: the second one adds something, too.": a1,
             "Your a is a maximum, but nothing is compared on the way of w: both are added.": (

@@ -46,6 +46,8 @@ def lstm_sequence(function: Callable) -> str:
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise Wrong("Return the pair (carry after the last step, all h), as scan does.")
     final, states = result
+    if isinstance(states, tuple | list) and np.ndim(final) == 3:
+        raise Wrong("The two results are exchanged: first the carry (c, h), then all h.")
     if not isinstance(final, tuple | list) or len(final) != 2:
         raise Wrong("The carry of an LSTM is the pair (c, h).")
 
