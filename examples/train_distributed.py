@@ -12,8 +12,11 @@ On a cluster, start one process on each host:
 Whenever it stops, for whatever reason, start it again with the same arguments: it goes on from the
 last checkpoint. A step's batch depends on the step's number alone, and a checkpoint holds all that
 the next step needs, so no step is lost or repeated, and on the same machine the final loss is the
-same to the last bit. When a loss, a gradient or a batch holds NaN, it stops before the next
-checkpoint and names the step and the parameter.
+same to the last bit. It may go on with more --steps, another --every and on other devices; with
+another --batch, --hidden or --seed it refuses to. When a loss, a gradient or a batch holds NaN, it
+stops before the next checkpoint and names the step and the parameter.
+
+Where starting again would not help, it ends with 2, or with 3 after a NaN.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -33,6 +37,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from checkpointing import (
+    AGAIN,
+    GONE,
+    NOT_FINITE,
+    REFUSED,
+    NotSaved,
+    Refused,
+    claim,
+    end,
+    open_checkpoints,
+    restoring,
+    run,
+    saving,
+    whole_number,
+)
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -42,8 +61,6 @@ from unrolled.lab.datasets import japanese_vowels
 from unrolled.lab.finite import check_finite, count_nonfinite
 
 SPEAKERS = 9
-AGAIN = "Start again with the same arguments: training goes on from the last checkpoint."
-NOT_FINITE = 3  # what a process ends with when starting it again would not help
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as gone
 
 
@@ -51,20 +68,48 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=300, help="updates in all")
-    parser.add_argument("--batch", type=int, default=48, help="utterances in an update")
-    parser.add_argument("--hidden", type=int, default=24, help="units in each direction")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="folder")
-    parser.add_argument("--every", type=int, default=20, help="steps between two checkpoints")
-    parser.add_argument("--devices", type=int, help="how many devices a CPU counts as")
-    parser.add_argument("--cut-units", type=int, default=1, help="devices that share the units")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--process", type=int, help="which of them this is; without it, all start")
-    parser.add_argument("--coordinator", help="host:port of process 0")
-    parser.add_argument("--cluster", action="store_true", help="ask the cluster for all three")
-    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    add, some = parser.add_argument, whole_number(1)
+    utterances = len(japanese_vowels("train")[1])
+    add("--steps", type=some, default=300, help="updates in all")
+    add("--batch", type=whole_number(1, utterances), default=48, help="utterances in an update")
+    add("--hidden", type=some, default=24, help="units in each direction")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    add("--checkpoints", type=Path, default=Path("checkpoints"), help="folder")
+    add("--every", type=some, default=20, help="steps between two checkpoints")
+    add("--devices", type=some, help="how many devices a CPU counts as")
+    add("--cut-units", type=some, default=1, help="devices that share the units")
+    add("--processes", type=some, default=1)
+    add("--process", type=whole_number(0), help="which of them this is; without it, all start")
+    add("--coordinator", help="host:port of process 0")
+    add("--cluster", action="store_true", help="ask the cluster for all three")
+    add("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.hidden % given.cut_units:
+        parser.error(
+            f"--hidden is {given.hidden} and --cut-units {given.cut_units}; expected units that "
+            "so many devices can share, such as --hidden "
+            f"{-(-given.hidden // given.cut_units) * given.cut_units}."
+        )
+    if given.cluster and (given.processes > 1 or given.process is not None or given.coordinator):
+        parser.error(
+            "--cluster asks the cluster for --processes, --process and --coordinator; expected it "
+            "without them."
+        )
+    if (given.process is None) != (given.coordinator is None):
+        alone, other = ("--coordinator", "--process")[:: 1 if given.process is None else -1]
+        parser.error(f"{alone} was given alone; expected {other} too, or neither.")
+    if given.process is not None:
+        if given.process >= given.processes:
+            parser.error(
+                f"--process is {given.process} and --processes {given.processes}; expected a "
+                "number below that, since the first process is 0."
+            )
+        if not re.fullmatch(r"\S+:\d+", given.coordinator):
+            parser.error(
+                f"--coordinator is {given.coordinator!r}; expected host:port, such as "
+                "10.0.0.1:1234."
+            )
+    return given
 
 
 class SpeakerNet(nnx.Module):
@@ -93,9 +138,10 @@ def train(arguments: argparse.Namespace) -> None:
     """Train from the last checkpoint, or from the beginning, to the last step."""
     num_devices = jax.device_count()
     if num_devices % arguments.cut_units or arguments.batch % num_devices:
-        sys.exit(
-            f"There are {num_devices} devices: --cut-units must divide that, and it must divide "
-            f"--batch, which is {arguments.batch}."
+        raise Refused(
+            f"There are {num_devices} devices, --cut-units is {arguments.cut_units} and --batch "
+            f"{arguments.batch}; expected --cut-units to divide the number of devices, and that "
+            "to divide --batch."
         )
     mesh = jax.make_mesh(
         (num_devices // arguments.cut_units, arguments.cut_units),
@@ -104,30 +150,49 @@ def train(arguments: argparse.Namespace) -> None:
     )
     with jax.set_mesh(mesh):
         update, state, batch_of = prepare(arguments, mesh)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        folder = arguments.checkpoints.absolute()
-        with ocp.CheckpointManager(folder, options=options) as manager:
-            begin = manager.latest_step() or 0
-            if begin:
-                shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-                state = manager.restore(begin, args=ocp.args.StandardRestore(shapes))
-                tell(f"Going on from step {begin}.")
-            progress = Progress(begin, arguments.steps)
-            unchecked = []  # what was not finite, in each step since the last checkpoint
-            for step in range(begin, arguments.steps):
-                state, counts = update(state, step, *batch_of(step))
-                unchecked.append(counts)
-                if jax.default_backend() == "cpu":
-                    jax.block_until_ready(state)  # many devices on few cores must not run ahead
-                done = step + 1
-                if done % arguments.every == 0 or done == arguments.steps:
-                    for index, counts in enumerate(unchecked):
-                        check_finite(counts, done - len(unchecked) + index)
-                    unchecked.clear()
+        folder = arguments.checkpoints
+        manager = open_checkpoints(folder)
+        begin = manager.latest_step() or 0
+        if begin:
+            state = restore(manager, begin, state, arguments)
+            tell(f"Going on from step {begin}.")
+        progress = Progress(begin, arguments.steps)
+        unchecked = []  # what was not finite, in each step since the last checkpoint
+        for step in range(begin, arguments.steps):
+            state, counts = update(state, step, *batch_of(step))
+            unchecked.append(counts)
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready(state)  # many devices on few cores must not run ahead
+            done = step + 1
+            if done % arguments.every == 0 or done == arguments.steps:
+                with saving(folder):
+                    manager.wait_until_finished()  # the one before stays, whatever comes now
+                for index, counts in enumerate(unchecked):
+                    check_finite(counts, done - len(unchecked) + index)
+                unchecked.clear()
+                with saving(folder):
                     manager.save(done, args=ocp.args.StandardSave(state))
-                progress.show(done, state["losses"])
-            manager.wait_until_finished()
+            progress.show(done, state["losses"])
+        with saving(folder):
+            manager.close()  # waits for the last one
     report(state)
+
+
+def restore(manager, step: int, state: dict, arguments: argparse.Namespace) -> dict:
+    """Return the state after a step that was saved, with room for the losses of all steps."""
+    if step > arguments.steps:
+        raise Refused(
+            f"{arguments.checkpoints} holds step {step} of a run, and --steps is "
+            f"{arguments.steps}; expected at least {step}, or another --checkpoints."
+        )
+    with restoring(arguments.checkpoints, step):
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        saved = manager.item_metadata(step)["losses"].shape  # the run may have been a shorter one
+        shapes["losses"] = shapes["losses"].update(shape=tuple(saved))
+        state = manager.restore(step, args=ocp.args.StandardRestore(shapes))
+    losses = np.full(arguments.steps, np.inf, np.float32)
+    losses[:step] = np.asarray(state["losses"].addressable_data(0))[:step]
+    return state | {"losses": jax.device_put(losses, state["losses"].sharding)}
 
 
 def prepare(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> tuple:
@@ -236,24 +301,30 @@ def free_address() -> str:
 def start_all(arguments: argparse.Namespace) -> int:
     """Start every process on this machine; when one fails, none is left behind."""
     command = [sys.executable, *sys.argv, "--coordinator", free_address(), "--with-parent"]
-    # A process whose input ends knows that this one is gone, even if it was killed.
+    # A process whose input ends knows that this one is gone, even if it was killed. Each is a group
+    # of its own, so that Ctrl-C reaches this one only.
     processes = [
-        subprocess.Popen([*command, "--process", str(index)], stdin=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, "--process", str(index)], stdin=subprocess.PIPE, process_group=0
+        )
         for index in range(arguments.processes)
     ]
     try:
         while None in (codes := [process.poll() for process in processes]):
-            failed = [index for index, code in enumerate(codes) if code]
-            if failed:
-                if codes[failed[0]] != NOT_FINITE:
-                    print(f"Process {failed[0]} is gone. {AGAIN}", file=sys.stderr, flush=True)
+            if any(codes):
                 break  # the others could only wait for it
             time.sleep(0.05)
     finally:
-        for process in processes:
+        for process in reversed(processes):  # process 0 last, since the others would complain
             process.kill()
             process.wait()
-    return int(any(process.returncode for process in processes))
+    for code in (REFUSED, NOT_FINITE):
+        if code in codes:
+            return code  # the process has said why
+    failed = [index for index, code in enumerate(codes) if code]
+    if failed:
+        print(f"Process {failed[0]} is gone. {AGAIN}", file=sys.stderr, flush=True)
+    return GONE if failed else 0
 
 
 def stop_with_parent() -> None:
@@ -268,6 +339,8 @@ def stop_with_parent() -> None:
 
 def main() -> int:
     arguments = parse_arguments()
+    decisive = {f"--{name}": getattr(arguments, name) for name in ("batch", "hidden", "seed")}
+    claim(arguments.checkpoints, {"example": Path(__file__).name} | decisive)
     if arguments.processes > 1 and arguments.process is None:
         return start_all(arguments)
     if arguments.with_parent:
@@ -285,20 +358,22 @@ def main() -> int:
         )
     try:
         train(arguments)
-    except FloatingPointError as error:  # in every process
-        print(f"Training stops: {error}. No later step was saved.", file=sys.stderr, flush=True)
-        os._exit(NOT_FINITE)
+    except (Refused, NotSaved) as error:
+        # One shall speak: on one machine the rest are killed as soon as it ends. If all have the
+        # same reason it is the last, since process 0's end is an error for the others, and so may
+        # be that of one which could not save.
+        is_last = jax.process_index() == jax.process_count() - 1
+        if jax.process_count() > 1:
+            time.sleep(isinstance(error, NotSaved) + (not is_last))
+        raise
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        message = (
-            f"Process {jax.process_index()} stops, perhaps since another one is gone: {reason}"
-        )
-        print(f"{message}. {AGAIN}", file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly exit would wait for the others
+        why = str(error).splitlines()[0]
+        message = f"Process {jax.process_index()} stops, perhaps since another one is gone: {why}"
+        end(f"{message}. {AGAIN}", GONE)
     if jax.process_count() > 1:
         jax.distributed.shutdown()  # wait for the others, which may still ask the coordinator
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main, "Interrupted; start it again with the same arguments to go on."))

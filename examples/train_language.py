@@ -7,13 +7,17 @@ It prints bits per character of held-out text, what an n-gram model and two comp
 same text, and what the network writes. On the same machine the same arguments give the same lines;
 train_language.log keeps those of a run without arguments (two cores of an x86-64 server, Python
 3.11, JAX 0.10). With --checkpoints FOLDER it saves its state after each round, and when it is
-started again with the same arguments it goes on from there. A round in which the loss or a gradient
-is not finite ends the run with the number of the update and the name of the parameter.
+started again with the same arguments it goes on from there; only --round may be another. A round in
+which the loss or a gradient is not finite ends the run with the number of the update and the name
+of the parameter.
+
+Where starting again would not help, it ends with 2, or with 3 when something is not finite.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import lzma
 import sys
@@ -27,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from checkpointing import Refused, claim, open_checkpoints, restoring, run, saving, whole_number
 from flax import nnx
 
 import unrolled
@@ -42,20 +47,23 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--updates", type=int, default=4000, help="in all")
-    parser.add_argument("--round", type=int, default=500, help="updates between two reports")
-    parser.add_argument("--hidden", type=int, default=256, help="units in each layer")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=16, help="streams read side by side")
-    parser.add_argument("--steps", type=int, default=64, help="characters in a segment")
-    parser.add_argument("--rate", type=float, default=5e-3, help="the highest learning rate")
-    parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoints", type=Path, help="folder")
-    arguments = parser.parse_args()
-    if arguments.updates % arguments.round:
-        parser.error(f"--round must divide --updates, which is {arguments.updates}.")
-    return arguments
+    add, some = parser.add_argument, whole_number(1)
+    add("--updates", type=some, default=4000, help="in all")
+    add("--round", type=some, default=500, help="updates between two reports")
+    add("--hidden", type=some, default=256, help="units in each layer")
+    add("--layers", type=some, default=2)
+    add("--batch", type=some, default=16, help="streams read side by side")
+    add("--steps", type=some, default=64, help="characters in a segment")
+    add("--rate", type=float, default=5e-3, help="the highest learning rate")
+    add("--dropout", type=float, default=0.3)
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    add("--checkpoints", type=Path, help="folder")
+    given = parser.parse_args()
+    if not given.rate > 0:
+        parser.error(f"--rate is {given.rate}; expected a number above 0.")
+    if not 0 <= given.dropout < 1:
+        parser.error(f"--dropout is {given.dropout}; expected at least 0 and less than 1.")
+    return given
 
 
 class CharacterModel(nnx.Module):
@@ -80,7 +88,10 @@ def cut(codes: np.ndarray, batch: int, steps: int) -> tuple[np.ndarray, np.ndarr
     """Lay a text out in streams and cut them: inputs and targets, (segments, batch, steps)."""
     length = (len(codes) - 1) // (batch * steps) * steps  # of a stream
     if not length:
-        sys.exit(f"The text is too short for {batch} streams of {steps} characters.")
+        raise Refused(
+            f"--batch is {batch} and --steps {steps}, but the text has {len(codes):,} characters; "
+            "expected fewer streams or shorter segments."
+        )
     both = (codes[shift : batch * length + shift].reshape(batch, -1, steps) for shift in (0, 1))
     return tuple(array.swapaxes(0, 1) for array in both)
 
@@ -124,7 +135,9 @@ def prepare(arguments: argparse.Namespace, train: np.ndarray) -> tuple:
         counts = count_nonfinite(loss=loss, gradient=gradient)
         return dict(zip(("params", "optimizer", "rest", "carry", "done"), after)), (loss, counts)
 
-    run_round = jax.jit(lambda state: jax.lax.scan(update, state, length=arguments.round))
+    run_round = jax.jit(
+        lambda state, length: jax.lax.scan(update, state, length=length), static_argnums=1
+    )
     return graphdef, state, run_round
 
 
@@ -161,6 +174,12 @@ def compressed(pack, train: bytes, test: bytes) -> float:
 def main() -> None:
     arguments = parse_arguments()
     text = python_manual()
+    if folder := arguments.checkpoints:
+        decisive = ("updates", "hidden", "layers", "batch", "steps", "rate", "dropout", "seed")
+        settings = {f"--{name}": getattr(arguments, name) for name in decisive}
+        # Each Python has another manual.
+        settings["text"] = hashlib.sha256(text.encode()).hexdigest()[:8]
+        claim(folder, {"example": Path(__file__).name} | settings)
     codes = encode(text)
     train, test = codes[:-HELD_OUT], codes[-HELD_OUT:]
     print(f"{len(train):,} characters to learn from, {len(test):,} held out")
@@ -174,27 +193,33 @@ def main() -> None:
     graphdef, state, run_round = prepare(arguments, train)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     print(f"The network has {numbers:,} parameters.", flush=True)
-    manager = arguments.checkpoints and ocp.CheckpointManager(
-        arguments.checkpoints.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-    )
-    if manager and manager.latest_step():
+    manager = open_checkpoints(folder) if folder else None
+    if manager and (latest := manager.latest_step()):
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(shapes))
+        with restoring(folder, latest):
+            state = manager.restore(latest, args=ocp.args.StandardRestore(shapes))
         print(f"Going on from update {state['done']}.", file=sys.stderr)
     start, begin = time.monotonic(), int(state["done"])
-    for done in range(begin + arguments.round, arguments.updates + 1, arguments.round):
-        state, (losses, counts) = run_round(state)
-        check_finite(counts, done - arguments.round)
+    done = begin
+    while done < arguments.updates:
+        length = min(arguments.round - done % arguments.round, arguments.updates - done)
+        state, (losses, counts) = run_round(state, length)
+        if manager:
+            with saving(folder):
+                manager.wait_until_finished()  # the one before stays, whatever comes now
+        check_finite(counts, done)
+        done += length
         bits = float(bits_of(graphdef, state["params"], state["rest"], jnp.asarray(test)).mean())
         learned = float(losses.mean()) / np.log(2)
         print(f"update {done:5d}: training {learned:.3f}, held out {bits:.3f}", flush=True)
         if manager:
-            manager.save(done, args=ocp.args.StandardSave(state))
+            with saving(folder):
+                manager.save(done, args=ocp.args.StandardSave(state))
         left = (time.monotonic() - start) / (done - begin) * (arguments.updates - done)
         print(f"about {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
     if manager:
-        manager.wait_until_finished()
-        manager.close()
+        with saving(folder):
+            manager.close()  # waits for the last one
 
     beginning = 'The "with" statement'
     for temperature in (0.3, 0.6, 1.0):
@@ -211,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, "Interrupted; with --checkpoints, start it again as before to go on."))

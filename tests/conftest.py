@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
+
+# An example imports what lies beside it.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 
 PAGE = re.compile(r"tests/browser/.*[\[-]([\w/]+\.html)\]$")
 # These prepare something costly for all their tests: runs of an example, a wheel, devices.
