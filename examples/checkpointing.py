@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import textwrap
 import traceback
@@ -164,6 +165,8 @@ def run(main: Callable[[], int | None], interrupted: str) -> int:
     """Call `main`; whatever stops it ends the process for certain, and mostly in one line."""
     # When one array cannot be saved or restored, threads of Orbax would show a traceback for each.
     sys.unraisablehook = lambda _: None
+    # A KeyboardInterrupt that is raised in somebody's callback can be lost there; this cannot.
+    signal.signal(signal.SIGINT, lambda *_: end(interrupted, INTERRUPTED))
     try:
         return main() or 0
     except KeyboardInterrupt:
