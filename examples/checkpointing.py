@@ -165,8 +165,10 @@ def run(main: Callable[[], int | None], interrupted: str) -> int:
     """Call `main`; whatever stops it ends the process for certain, and mostly in one line."""
     # When one array cannot be saved or restored, threads of Orbax would show a traceback for each.
     sys.unraisablehook = lambda _: None
-    # A KeyboardInterrupt that is raised in somebody's callback can be lost there; this cannot.
-    signal.signal(signal.SIGINT, lambda *_: end(interrupted, INTERRUPTED))
+    # A KeyboardInterrupt that is raised in somebody's callback can be lost there; this cannot. Who
+    # starts it in the background of a script has Ctrl-C ignored, and it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: end(interrupted, INTERRUPTED))
     try:
         return main() or 0
     except KeyboardInterrupt:

@@ -301,7 +301,8 @@ def free_address() -> str:
 
 def start_all(arguments: argparse.Namespace) -> int:
     """Start every process on this machine; when one fails, none is left behind."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # `finally` below has to be reached
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # so that `finally` is reached
     command = [sys.executable, *sys.argv, "--coordinator", free_address(), "--with-parent"]
     # A process whose input ends knows that this one is gone, even if it was killed. Each is a group
     # of its own, so that Ctrl-C reaches this one only.

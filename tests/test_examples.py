@@ -35,6 +35,7 @@ def fork(module, arguments: list[str], output: Path) -> int:
     child = os.fork()
     if not child:
         code = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests
         try:
             where = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
             os.dup2(where, 1)
