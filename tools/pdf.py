@@ -81,8 +81,8 @@ class Merger:
                 link.unwrap()
             else:
                 link["href"] = target
-        for picture in article.select("img[src]"):
-            picture["src"] = (BOOK / posixpath.dirname(page) / picture["src"]).resolve().as_uri()
+        for file in article.select("img[src], script[src]"):
+            file["src"] = (BOOK / posixpath.dirname(page) / file["src"]).resolve().as_uri()
         for hint in article.select("details:not(.choice)"):
             hint["open"] = ""
         for code in article.select("code.later"):

@@ -48,3 +48,10 @@ def test_a_link_that_leads_nowhere_is_noticed(printed):
     assert merger.target("book/api/gru", "../notation.html#sizes") == "#notation--sizes"
     with pytest.raises(ValueError, match="nowhere"):
         merger.target("book/notation", "gone.html")
+
+
+def test_pictures_and_scripts_are_found_from_where_the_merged_document_lies():
+    article = pdf.Merger(["book/14_language"]).article("book/14_language")
+    sources = [element["src"] for element in article.select("[src]")]
+    assert any(source.endswith(".js") for source in sources)
+    assert all(source.startswith("file:") for source in sources)
