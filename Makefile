@@ -95,7 +95,7 @@ robustness: env ## every chapter twice in one kernel, no network, a home that ca
 mutants: env ## break the package everywhere, by rule, hours (ARGS="--sample 200 --seed 1"); goes on where it ended
 	$(BIN)/python -m tools.survey --workers $(WORKERS) $(ARGS)
 
-mutants-picked: env ## break it by 118 bugs picked by hand: the notebooks must notice every time
+mutants-picked: env ## break it by 120 bugs picked by hand: the notebooks must notice every time
 	$(BIN)/python -m tools.mutants --workers $(WORKERS)
 
 colab: env ## run every chapter the way Colab does, 15 minutes (VERSIONS=pinned, lowest or newest)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from unrolled._checks import kind_of
+
 
 class NotStarted(Exception):
     """The reader's code still holds the `...` of the starter."""
@@ -226,12 +228,12 @@ def _reason(error: BaseException) -> str:
 
 
 def describe(value: Any) -> str:
+    """What the reader's code gave, in words: None, an array by its shape, "a dict"."""
     if value is None:
         return "None"
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"an array of shape {value.shape}"
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+    return kind_of(value)
 
 
 def _is_plural(name: str) -> bool:
