@@ -63,7 +63,8 @@ def callables(module):
             continue
         yield name, arguments(value.__init__) or arguments(value), doc
         for method, function in vars(value).items():
-            if inspect.isfunction(function) and (method == "__call__" or method[0] != "_"):
+            own = getattr(function, "__module__", None) == module.__name__  # nnx.tabulate adds some
+            if own and inspect.isfunction(function) and (method == "__call__" or method[0] != "_"):
                 yield f"{name}.{method}", arguments(function), inspect.getdoc(function) or ""
 
 

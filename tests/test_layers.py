@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.programs import equations
 from unrolled import layers
 from unrolled.cells import (
     GRUCell,
@@ -25,7 +24,7 @@ from unrolled.cells import (
     RNNCellBase,
     SimpleCell,
 )
-from unrolled.lab.exercises._programs import scan_sizes
+from unrolled.lab.exercises._programs import equations, scan_sizes
 from unrolled.layers import RNN, Bidirectional, StackedRNN
 from unrolled.sequences import flip_sequences
 
@@ -908,6 +907,12 @@ def test_options_of_the_wrong_kind_are_named():
     assert [RNN(cell, unroll=unroll).unroll for unroll in (0, np.int64(2), True)] == [0, 2, True]
     with pytest.raises(TypeError, match=r"state_axes is 0; expected a mapping from nnx filters"):
         RNN(cell, state_axes=0)
+    with pytest.raises(TypeError, match=r"a key of state_axes is 3; expected an nnx filter"):
+        RNN(cell, state_axes={3: nnx.Carry})
+    with pytest.raises(TypeError, match=r"a value of state_axes is 'x'; expected nnx.Carry, None"):
+        RNN(cell, state_axes={...: "x"})
+    with pytest.raises(TypeError, match=r"broadcast_rngs is 3; expected an nnx filter, the name"):
+        RNN(cell, broadcast_rngs=3)
 
 
 def test_a_merge_that_does_not_merge_two_is_named():
@@ -921,3 +926,16 @@ def test_a_merge_that_does_not_merge_two_is_named():
         layer = Bidirectional(one, other, merge_fn=merge_fn)
         if merge_fn is not max:  # takes any number of numbers, but of arrays none
             assert layer(inputs).shape == (2, 4, 3)
+
+
+def test_outputs_of_different_width_that_do_not_merge_are_named():
+    narrow, wide = (RNN(GRUCell(2, units, rngs=nnx.Rngs(0))) for units in (3, 4))
+    inputs = jnp.ones((2, 5, 2))
+    assert Bidirectional(narrow, wide)(inputs).shape == (2, 5, 7)
+    added = Bidirectional(narrow, wide, merge_fn=jnp.add)
+    with pytest.raises(ValueError, match=r"of shape \(2, 5, 3\), forward, and \(2, 5, 4\), backw"):
+        added(inputs)
+    other = RNN(GRUCell(2, 3, rngs=nnx.Rngs(1)))
+    broken = Bidirectional(narrow, other, merge_fn=lambda one, other: one @ other)
+    with pytest.raises(TypeError, match="dot_general"):  # the reader's own error, as it is
+        broken(inputs)

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import unrolled
-from tests.programs import equations, needs_the_fast_scan
+from tests.programs import needs_the_fast_scan
 from unrolled import layers, scan
 from unrolled.cells import GRUCell, LearnedCarry, LSTMCell, OptimizedLSTMCell, SimpleCell
-from unrolled.lab.exercises._programs import scan_sizes
+from unrolled.lab.exercises._programs import equations, scan_sizes
 from unrolled.layers import RNN, _fast_recurrence, _scan_cell
 from unrolled.scan import Recurrence, Weights, gate_uses, scan_recurrence
 

@@ -91,7 +91,8 @@ class RNN(nnx.Module):
         stream, or False for none. A zero carry draws nothing.
 
     Raises:
-      TypeError: something that is not a cell, or rngs, state_axes or unroll of another kind.
+      TypeError: something that is not a cell, or rngs, state_axes, broadcast_rngs or unroll of
+        another kind.
       ValueError: a negative unroll.
 
     From:
@@ -142,6 +143,15 @@ class RNN(nnx.Module):
             if isinstance(state_axes, nnx.StateAxes)
             else nnx.StateAxes(state_axes or {...: nnx.Carry})
         )
+        for selects, axis in self.state_axes.items():
+            _check_filter("a key of state_axes", selects, "nnx.BatchStat, or ... for all the rest")
+            if not (axis is None or axis is nnx.Carry or type(axis) is int):
+                raise TypeError(
+                    f"a value of state_axes is {describe(axis)}; expected nnx.Carry, None or an "
+                    "axis as a whole number."
+                )
+        if broadcast_rngs is not None:
+            _check_filter("broadcast_rngs", broadcast_rngs, 'the name of a stream as "dropout"')
         self.broadcast_rngs = broadcast_rngs
         self.rngs = nnx.data(_carry_stream(rngs))
 
@@ -509,6 +519,15 @@ def _check_cell(cell: Any) -> None:
         )
 
 
+def _check_filter(name: str, selects: Any, example: str) -> None:
+    try:
+        nnx.filterlib.to_predicate(selects)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} is {describe(selects)}; expected an nnx filter, {example}."
+        ) from None
+
+
 def _carry_stream(rngs: Any) -> nnx.RngStream | None:
     """Return the stream of random keys for initial carries that the argument `rngs` stands for."""
     if rngs is True:
@@ -615,7 +634,8 @@ class Bidirectional(nnx.Module):
           carry has seen the whole sequence, as the forward carry has.
 
         Raises:
-          TypeError, ValueError: see `RNN.__call__`; also an initial_carry that is not a pair.
+          TypeError, ValueError: see `RNN.__call__`; also an initial_carry that is not a pair, or
+            outputs of different width that merge_fn cannot merge.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
@@ -641,7 +661,7 @@ class Bidirectional(nnx.Module):
         backward_carry, backward_outputs = self.backward_rnn(
             inputs, initial_carry=initial_carry[1], reverse=not reverse, **run
         )
-        outputs = jax.tree.map(self.merge_fn, forward_outputs, backward_outputs)
+        outputs = jax.tree.map(self._merge, forward_outputs, backward_outputs)
         if reverse and not keep_order:
             inputs = jax.tree.map(jnp.asarray, inputs)
             _, num_batch_dims = _step_shape(inputs, self.num_feature_axes, time_major)
@@ -649,6 +669,18 @@ class Bidirectional(nnx.Module):
                 lambda y: flip_sequences(y, seq_lengths, num_batch_dims, time_major), outputs
             )
         return ((forward_carry, backward_carry), outputs) if return_carry else outputs
+
+    def _merge(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
+        try:
+            return self.merge_fn(forward, backward)
+        except (TypeError, ValueError) as error:
+            if forward.shape == backward.shape:
+                raise
+            raise ValueError(
+                f"merge_fn could not merge outputs of shape {forward.shape}, forward, and "
+                f"{backward.shape}, backward. Give both layers the same width, or merge by joining "
+                "the features, as without a merge_fn."
+            ) from error
 
     @property
     def num_feature_axes(self) -> int:

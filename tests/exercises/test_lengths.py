@@ -229,6 +229,25 @@ def backwards_multiplies(cell, carry, inputs, lengths):
     return backwards(cell, carry, inputs * mask, lengths)
 
 
+def backwards_flips(cell, carry, inputs, lengths):
+    def last_first(t, lengths):
+        return inputs.shape[1] - 1 - t < lengths
+
+    turned = (cell, carry, inputs[:, ::-1], lengths)
+    carry, outputs = backwards(*turned, reverse=False, valid_at=last_first)
+    return carry, outputs[:, ::-1]
+
+
+def backwards_loops_in_python(cell, carry, inputs, lengths):
+    outputs = []
+    for t in reversed(range(inputs.shape[1])):
+        valid = (t < lengths)[:, None]
+        new_carry, output = cell(carry, inputs[:, t])
+        carry = jnp.where(valid, new_carry, carry)
+        outputs.append(jnp.where(valid, output, 0.0))
+    return carry, jnp.stack(outputs[::-1], axis=1)
+
+
 def backwards_raises(cell, carry, inputs, lengths):
     return jax.lax.scan(cell, carry, inputs, reverse="no" + 1)
 
@@ -254,6 +273,8 @@ def backwards_raises(cell, carry, inputs, lengths):
         (backwards_time_first, "time is still the first axis"),
         (backwards_exchanged, "exchanged"),
         (backwards_outputs_only, "pair `(carry, outputs)`"),
+        (backwards_flips, "your scan reads from the left"),
+        (backwards_loops_in_python, "there is no scan in it"),
         (backwards_raises, '"no" + 1'),
     ],
 )

@@ -105,6 +105,19 @@ def heart_is_a_layer(cell, inputs):
     return RNN(cell)(inputs, return_carry=True)
 
 
+def heart_loops_in_python(cell, inputs):
+    inputs = jnp.moveaxis(inputs, -2, 0)
+    carry, outputs = cell.initialize_carry(inputs.shape[1:]), []
+    for x in inputs:
+        carry, output = cell(carry, x)
+        outputs.append(output)
+    return carry, jnp.stack(outputs, axis=-2)
+
+
+def heart_scans_twice(cell, inputs):
+    return heart(cell, inputs)[0], heart(cell, inputs)[1]
+
+
 def heart_raises(cell, inputs):
     return cell.initialize_carry(inputs.shape) @ "no"
 
@@ -126,6 +139,8 @@ def heart_raises(cell, inputs):
         (heart_asks_with_all_steps, "shape of the whole sequence"),
         (heart_swaps_the_first_axes, "count the axis of time from the end"),
         (heart_is_a_layer, "not allowed here"),
+        (heart_loops_in_python, "there is no scan in it"),
+        (heart_scans_twice, "it uses 2 loops"),
         (heart_raises, '@ "no"'),
     ],
 )

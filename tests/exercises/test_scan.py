@@ -142,6 +142,13 @@ def not_an_average(xs):
     return scan(lambda total, x: (total + x, total + x), jnp.float32(0), xs)[1]
 
 
+def one_number_at_a_time(xs):
+    def body(t, highest):
+        return highest.at[t].set(jnp.maximum(xs[t], highest[jnp.maximum(t - 1, 0)]))
+
+    return jax.lax.fori_loop(0, len(xs), body, jnp.full(len(xs), -jnp.inf))
+
+
 def raises(*arguments):
     return undefined_name  # noqa: F821
 
@@ -185,6 +192,7 @@ WRONG = {
         (running_max(part=None), "return only the outputs"),
         (lambda xs: jnp.cumsum(xs) * 0.5, "after each of -3, -5 and -1"),
         (lambda xs: jax.lax.cummax(xs), "there is no scan in it"),
+        (one_number_at_a_time, "its loop is no scan"),
         (lambda xs: np.maximum.accumulate(np.asarray(xs)), "cannot trace"),
         (lambda xs: None, "returned None"),
         (lambda xs: xs[:3], "There is one for each number"),

@@ -20,6 +20,7 @@ from unrolled.lab.exercises._base import (
     rubric,
     run,
 )
+from unrolled.lab.exercises._programs import inner_programs
 
 AXIS = "devices"
 
@@ -428,8 +429,7 @@ def _exchanges(
                 size = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
                 yield kind, times * factors[kind] * size, times
             rounds = equation.params.get("length", 1) if name == "scan" else 1
-            for value in jax.tree.leaves(list(equation.params.values())):
-                if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-                    yield from visit(getattr(value, "jaxpr", value), times * rounds)
+            for inner in inner_programs(equation):
+                yield from visit(inner, times * rounds)
 
     return visit(program.jaxpr, 1)

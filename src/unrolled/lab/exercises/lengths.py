@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from unrolled.lab.exercises._base import (
 )
 from unrolled.lab.exercises._cells import BareCell
 from unrolled.lab.exercises._networks import Network, accuracy, draw_rows, in_haste, trainer
+from unrolled.lab.exercises._programs import one_scan
 from unrolled.sequences import flip_sequences, pad_sequences
 
 LENGTHS = np.array([3, 5, 1, 0], np.int32)
@@ -234,6 +236,12 @@ def read_backwards(function: Callable) -> str:
         if not np.isfinite(np.asarray(part)).all():
             raise Wrong("With NaN in the padding a result becomes NaN. Choose with `jnp.where`.")
         expect_close(part, expected, name="with NaN in the padding a result")
+    scan = one_scan(partial(function, _Counter()), *map(jnp.asarray, (start, inputs, LENGTHS)))
+    if not scan.params["reverse"]:
+        raise Wrong(
+            "The values are right, but your scan reads from the left, so something is turned round "
+            "before it or after it. With `reverse=True` nothing has to be."
+        )
     return (
         "the carry waits at the end of each row until its sequence begins. No flip, no gather, and "
         "the outputs are where they belong."

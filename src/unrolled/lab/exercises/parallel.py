@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from unrolled.lab.exercises._base import (
     rubric,
     run,
 )
+from unrolled.lab.exercises._programs import outermost_loops, traced
 
 
 @exercise("12.1", "A queue as a tree", "easy")
@@ -405,7 +406,7 @@ def _one_sweep(sweep: Callable, calls: list) -> None:
             f"You call `step` {len(calls)} times in one sweep; four are allowed. Use `jax.vmap` to "
             "call it for all steps at once, and make a single sweep: the check repeats it."
         )
-    if any(name in ("scan", "while") for name in _primitives(jaxpr)):
+    if any(outermost_loops(jaxpr.jaxpr)):
         raise Wrong("There is a loop in your sweep, over time or over sweeps. Do without.")
     if not calls:
         raise Wrong("You never call `step`, so your guess cannot know what the GRU does.")
@@ -422,18 +423,8 @@ def _diagnosis(sizes: np.ndarray, guess: Any) -> str:
 
 
 def _no_loop(function: Callable, *args: Any) -> None:
-    if any(name in ("scan", "while") for name in _primitives(jax.make_jaxpr(function)(*args))):
+    if any(outermost_loops(traced(function, *args))):
         raise Wrong(
             "The values are right, but there is a loop over time in your code. Let "
             "`jax.lax.associative_scan` do it."
         )
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    """Name every primitive of a jaxpr, those of inner jaxprs included."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield equation.primitive.name
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else [value]:
-                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    yield from _primitives(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from unrolled.lab.exercises._base import (
     run,
 )
 from unrolled.lab.exercises._cells import BareCell
+from unrolled.lab.exercises._programs import one_scan
 
 
 class _Fading(BareCell):
@@ -121,6 +123,7 @@ def run_over_time(function: Callable) -> str:
             },
             otherwise="It should be the one that the cell returned in the last step.",
         )
+        one_scan(partial(function, _Fading()), inputs)
     return (
         "it holds for no batch axis, one and two. Time to the front, a scan, and time back: "
         "everything else in a layer is built around these three moves."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ from unrolled.lab.exercises._base import (
     expect_close,
     run,
 )
-from unrolled.lab.exercises._programs import scan_sizes
+from unrolled.lab.exercises._programs import one_scan, outermost_loops, scan_sizes
 
 
 @exercise("3.1", "The highest so far", "easy")
@@ -88,7 +88,7 @@ def running_max(function: Callable) -> str:
             f"Among numbers such as {low[0]:.0e} your first maximum is {result[0]:g}: they lie "
             "below your start. Start at minus infinity, or at the first number."
         )
-    _one_scan(function, jnp.asarray(xs))
+    one_scan(function, jnp.asarray(xs))
     return (
         "it holds for negative numbers too, and one scan does it. A carry of one number is enough "
         "to know the highest of any number of values."
@@ -201,7 +201,7 @@ def gru_with_update_gate(function: Callable) -> str:
         },
         otherwise="It is the first of the two things that scan returns.",
     )
-    _one_scan(function, *map(_to_jax, (params, initial_h, inputs)))
+    one_scan(function, *map(_to_jax, (params, initial_h, inputs)))
     return (
         "the states are unchanged and every gate is there to be looked at. An output may hold "
         "whatever the step has computed."
@@ -293,7 +293,7 @@ def both_directions(function: Callable) -> str:
         },
         otherwise="Compare each half with a GRU of its own to see which one is wrong.",
     )
-    _one_scan(function, *arguments)
+    one_scan(function, *arguments)
     return (
         "past and future meet in every row, and one scan computes both. A bidirectional layer is "
         "this and a choice of how to join the halves."
@@ -358,7 +358,7 @@ def _sees_no_future(function: Callable, readings: jax.Array, estimate: np.ndarra
 
 def _small_carry(function: Callable, readings: jax.Array) -> None:
     """Raise `Wrong` unless one scan with a carry of at most eight numbers does the work."""
-    equation = _one_scan(function, readings)
+    equation = one_scan(function, readings)
     first, carries, _ = scan_sizes(equation)
     carry = equation.invars[first : first + carries]
     size = sum(prod(variable.aval.shape) for variable in carry)
@@ -375,45 +375,6 @@ def _small_carry(function: Callable, readings: jax.Array) -> None:
         )
 
 
-def _one_scan(function: Callable, *arguments: Any) -> Any:
-    """Return the equation of the only scan in `function`, or say what there is instead."""
-    try:
-        jaxpr = jax.make_jaxpr(function)(*arguments)
-    except Exception as error:
-        raise Wrong(
-            "the numbers are right, but JAX cannot trace the function "
-            f"({type(error).__name__}). Use `jnp` and `jax.lax.scan` instead of NumPy, `float()` "
-            "and `if`."
-        ) from None
-    loops = list(_loops(jaxpr.jaxpr))
-    if not loops:
-        raise Wrong(
-            "the function runs, but there is no scan in it. Python loops and ready-made functions "
-            "do the work too; here the point is `jax.lax.scan`."
-        )
-    if len(loops) > 1:
-        raise Wrong(
-            f"the function runs, but it uses {len(loops)} loops. Everything fits into one scan: "
-            "its carry and its inputs may be pairs."
-        )
-    if loops[0].primitive.name != "scan":
-        raise Wrong("the function runs, but its loop is no scan. Write it with `jax.lax.scan`.")
-    return loops[0]
-
-
-def _loops(jaxpr: Any) -> Iterator[Any]:
-    """Yield the outermost loops of a jaxpr, at any depth of `jit`."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("scan", "while"):
-            yield equation
-            continue
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _loops(inner)
-
-
 def _run(function: Callable, *arguments: Any) -> Any:
     """Run the reader's function; None from a scan whose step outputs nothing is told as such."""
     try:
@@ -425,7 +386,7 @@ def _run(function: Callable, *arguments: Any) -> Any:
             program = jax.make_jaxpr(function)(*arguments)
         except Exception:
             raise wrong from None
-        if not any(_loops(program.jaxpr)):
+        if not any(outermost_loops(program.jaxpr)):
             raise
         raise Wrong(
             "what comes out is None, although there is a scan. Scan stacks what the step returns "

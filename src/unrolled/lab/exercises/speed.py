@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from itertools import permutations
 from typing import Any
@@ -25,7 +25,7 @@ from unrolled.lab.exercises._base import (
     run,
 )
 from unrolled.lab.exercises._networks import in_haste
-from unrolled.lab.exercises._programs import scan_sizes
+from unrolled.lab.exercises._programs import LOOPS, equations, scan_sizes, traced
 from unrolled.layers import RNN
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
 
@@ -279,7 +279,7 @@ def simple_tangents(function: Callable) -> str:
 
     scan = _only_scan(function, *arguments)
     body = scan.params["jaxpr"].jaxpr
-    if _count(_traced(function, *arguments).jaxpr, "tanh"):
+    if _count(traced(function, *arguments), "tanh"):
         raise Wrong(
             "The numbers are right, but you compute tanh again. The states are given, and the "
             "derivative of tanh follows from them."
@@ -619,8 +619,8 @@ def _whole_facts(cell: Any) -> list[Criterion]:
 
 def _products_in_loops(program: Any) -> list[int]:
     """How many products of matrices each innermost scan of a jaxpr holds."""
-    scans = [e for e in _equations(program) if e.primitive.name == "scan"]
-    bodies = [list(_equations(scan.params["jaxpr"].jaxpr)) for scan in scans]
+    scans = [e for e in equations(program) if e.primitive.name == "scan"]
+    bodies = [list(equations(scan.params["jaxpr"].jaxpr)) for scan in scans]
     names = [[equation.primitive.name for equation in body] for body in bodies]
     return [body.count("dot_general") for body in names if "scan" not in body]
 
@@ -650,20 +650,10 @@ def _to_jax(tree: Any) -> Any:
     return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), tree)
 
 
-def _traced(function: Callable, *arguments: Any) -> Any:
-    try:
-        return jax.make_jaxpr(function)(*arguments)
-    except Exception as error:
-        raise Wrong(
-            f"The numbers are right, but JAX cannot trace the function ({type(error).__name__}). "
-            "Use `jnp` and `jax.lax.scan` instead of NumPy and `float()`."
-        ) from None
-
-
 def _only_scan(function: Callable, *arguments: Any) -> Any:
     """Return the equation of the only loop of a function, or say what there is instead."""
-    program = _traced(function, *arguments).jaxpr
-    loops = [e for e in _equations(program) if e.primitive.name in ("scan", "while")]
+    program = traced(function, *arguments)
+    loops = [e for e in equations(program) if e.primitive.name in LOOPS]
     if len(loops) != 1 or loops[0].primitive.name != "scan":
         raise Wrong(
             f"The numbers are right, but there are {len(loops)} loops in the compiled form; "
@@ -680,14 +670,4 @@ def _scanned(scan: Any) -> list[tuple[int, ...]]:
 
 
 def _count(program: Any, name: str) -> int:
-    return sum(equation.primitive.name == name for equation in _equations(program))
-
-
-def _equations(program: Any) -> Iterator[Any]:
-    """Yield every operation of a jaxpr, and of those inside its operations."""
-    for equation in program.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values())):
-            value = getattr(value, "jaxpr", value)
-            if hasattr(value, "eqns"):
-                yield from _equations(value)
+    return sum(equation.primitive.name == name for equation in equations(program))
