@@ -146,7 +146,36 @@ def test_a_long_name_in_a_table_may_go_on_in_the_next_line():
     broken = cell.format("jax.lax.<wbr>while_<wbr>loop")
     broken += cell.format("params[<wbr>&quot;Wz&quot;]")
     broken += cell.format("jax.jit(f)") + cell.format("outputs_h")
-    assert pages.TABLE_CELL.sub(pages.breakable, table) == broken
+    assert pages.LONG_NAMES.sub(pages.breakable, table) == broken
+
+
+HANGING = '<span class="hanging" style="--indent: {}ch">'
+
+
+@pytest.mark.parametrize(
+    "printed, shown, table",
+    [
+        ("error: &lt; 1e-6", 'error: &lt; <span class="no-break">1e-6</span>', False),
+        ("loss ≈ 0.88, done", 'loss <span class="no-break">≈ 0.88,</span> done', False),
+        ("see layers.py, e-mail 3-4", "see layers.py, e-mail 3-4", False),
+        ("a  1\nb  2e-3", "a  1\nb  2e-3", True),
+        ("ok\n  [x] one", f"ok\n{HANGING.format(6)}  [x] one</span>", False),
+        ("so:\n    an error\n", f"so:\n{HANGING.format(4)}    an error</span>\n", False),
+        (
+            "{ lambda ; a:f32[]. let\n    b = sin a\n",
+            "{ lambda ; a:f32[]. let\n    b = sin a\n",
+            True,
+        ),
+    ],
+)
+def test_what_is_printed_is_not_wrapped_inside_a_number_a_table_or_a_program(printed, shown, table):
+    pages = load("unrolled_pages")
+    start = (
+        '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight"><pre>'
+    )
+    marked = start.replace("stream ", "stream columns ") if table else start
+    body = pages.PRINTED.sub(pages.columns, f"{start}{printed}</pre>")
+    assert body == f"{marked}{shown}</pre>"
 
 
 def test_brackets_and_commas_stay_with_their_own_equation_where_the_same_comma_stands_before():

@@ -49,7 +49,12 @@ PRINTED = re.compile(
     r'<div class="(output stream) ([^"]*"><div class="highlight"><pre.*?)</pre>', re.S
 )
 COLUMN = re.compile(r"\S {2,}\S")
+JAXPR = re.compile(r"^\{ lambda ", re.MULTILINE)
+# A measured value with its sign, and a power of ten: text is not wrapped inside them.
+NUMBER = re.compile(r"≈ [^\s<]+|[\d.]+e[+-]\d+(?=[^<>]*(?:<|$))")
 PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
+INDENTED = re.compile(r"^( +(?:\[.\] )?)\S.*$", re.MULTILINE)
+PERCENT = re.compile(r"(?<=\d) (?=%)")
 NOT_SEEN = re.compile(r'<span class="katex-mathml">.*?</math></span>|<[^>]*>', re.DOTALL)
 # An explorer with more numbers than the rest of its page has text, and the script behind it.
 HEAVY_EXPLORER = re.compile(
@@ -57,7 +62,7 @@ HEAVY_EXPLORER = re.compile(
     r"(?P<end>[^>]*>.*?</(?P=tag)>\s*)<script>(?P<script>.*?)</script>",
     re.DOTALL,
 )
-TABLE_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+LONG_NAMES = re.compile(r"<(td|li)>.*?</\1>", re.DOTALL)  # where they are squeezed
 LITERAL = re.compile(r'(?<=<span class="pre">)[^<]+')
 INSIDE_A_NAME = re.compile(r"(?<=.{4}[._(\[])(?=[\w&].{3})")  # &: a quotation mark
 IMAGE = re.compile(r'<img (?=[^>]*\bsrc="(?:\.\./)+(?P<file>_images/[^"]+)")[^>]*>')
@@ -77,7 +82,7 @@ def page_context(
         numbers = count()
         body = PARAGRAPH.sub(sized_text, CODE.sub(lighter, context["body"]))
         body = IMAGE.sub(lambda img: sized(app, img, next(numbers)), body)
-        body = TABLE_CELL.sub(breakable, HIGHLIGHTED.sub(named, PRINTED.sub(columns, body)))
+        body = LONG_NAMES.sub(breakable, HIGHLIGHTED.sub(named, PRINTED.sub(columns, body)))
         context["body"] = HEAVY_EXPLORER.sub(partial(later, app, page), body)
 
 
@@ -97,20 +102,31 @@ def named(block: re.Match[str]) -> str:
 
 def columns(output: re.Match[str]) -> str:
     """Mark what a cell printed as a table: it keeps its lines on a phone, where text is wrapped."""
-    lines = html.unescape(re.sub("<[^>]*>", "", output[2])).splitlines()
-    table = sum(bool(COLUMN.search(line.strip())) for line in lines) > 1
-    return f'<div class="{output[1]}{" columns" if table else ""} {output[2]}</pre>'
+    text = html.unescape(re.sub("<[^>]*>", "", output[2].partition(">")[2]))
+    table = sum(bool(COLUMN.search(line.strip())) for line in text.splitlines()) > 1
+    if table or JAXPR.search(text):
+        return f'<div class="{output[1]} columns {output[2]}</pre>'
+    return f'<div class="{output[1]} {INDENTED.sub(hanging, NUMBER.sub(unbroken, output[2]))}</pre>'
+
+
+def hanging(line: re.Match[str]) -> str:
+    """Return an indented line that goes on under its own beginning, where it has to be wrapped."""
+    return f'<span class="hanging" style="--indent: {len(line[1])}ch">{line[0]}</span>'
+
+
+def unbroken(number: re.Match[str]) -> str:
+    return f'<span class="no-break">{number[0]}</span>'
 
 
 def breakable(cell: re.Match[str]) -> str:
-    """Return a table's cell whose long names may go on in the next line, as a phone needs it."""
+    """Return a table's cell or a list's item whose long names a phone may break."""
     return LITERAL.sub(lambda name: INSIDE_A_NAME.sub("<wbr>", name[0]), cell[0])
 
 
 def sized_text(paragraph: re.Match[str]) -> str:
-    """Return a paragraph with the number of its characters for book.css."""
+    """Return a paragraph with the number of its characters for book.css, each % by its number."""
     text = html.unescape(NOT_SEEN.sub("", paragraph[1]))
-    return f'<p style="--chars: {len(text)}">{paragraph[1]}</p>'
+    return f'<p style="--chars: {len(text)}">{PERCENT.sub("&nbsp;", paragraph[1])}</p>'
 
 
 def later(app: Sphinx, page: str, explorer: re.Match[str]) -> str:

@@ -184,7 +184,7 @@ def draw_lstm_step(ax: Axes) -> None:
     forget, write, candidate = COLORS["reset"], COLORS["update"], COLORS["candidate"]
     belt, middle, upper, lower = 5.9, 2.95, 3.6, 2.3  # heights: belt, gates, their edges
 
-    ax.plot([1.4, 9.8], [belt, belt], color=memory, linewidth=16, alpha=0.15)
+    ax.plot([1.4, 9.8], [belt, belt], color=memory, linewidth=16, alpha=0.15, zorder=0)
     arrow(ax, (1.35, belt), (9.85, belt), color=memory)
     box(ax, (0.7, belt), "$c_{t-1}$", color=memory, size=(1.2, 0.8))
     box(ax, (10.5, belt), "$c_t$", color=memory, size=(1.2, 0.8))

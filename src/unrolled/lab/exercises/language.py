@@ -322,7 +322,7 @@ def own_model(function: Callable) -> str:
     among = jax.nn.log_softmax(logs[far][:, kinds], axis=1)
     sure = float(np.exp(among)[np.arange(len(far)), [kinds.index(c) for c in test[far]]].mean())
     sums = np.abs(np.exp(logs).sum(axis=1) - 1).max()
-    score = rubric(
+    return rubric(
         [
             Criterion(
                 "every row is a distribution",
@@ -350,21 +350,23 @@ def own_model(function: Callable) -> str:
                 mean < grams[best],
                 "The state must bridge what lies between two brackets: hand the carry on from "
                 "segment to segment, and give it a few hundred updates.",
+                f"≈ {mean:.3f} bits",
             ),
             Criterion(
                 f"learned within {SECONDS} s",
                 seconds < SECONDS,
                 "Compile the whole training as one scan; fewer updates or units may do.",
+                f"≈ {seconds:.0f} s",
             ),
         ],
         [
-            Criterion("60 % sure which bracket closes after 8 letters and more", sure > 0.6),
+            Criterion(
+                "60 % sure which bracket closes after 8 letters and more",
+                sure > 0.6,
+                found=f"≈ {100 * sure:.0f} %",
+            ),
             Criterion(f"within 0.1 bits of the source, {optimum:.2f} bits", mean < optimum + 0.1),
         ],
-    )
-    return (
-        f"≈ {mean:.3f} bits per letter, ≈ {100 * sure:.0f} % sure of far brackets, learned in "
-        f"≈ {seconds:.0f} s. {score}"
     )
 
 

@@ -76,7 +76,8 @@ class Gradient extends Explorer {
   sentence({ norms, rate, slope, reach }, { radius }) {
     const end = norms.at(-1), many = norms.length;
     const fate = end < 0.01 ? `has vanished: less than 1 % is left after ${reach + 1} steps` :
-      end > 100 ? "explodes" : "arrives, neither vanished nor exploded";
+      end > 100 ? "explodes" : end < 0.1 ? `is fading: ${show(100 * end)} % is left` :
+      "arrives, neither vanished nor exploded";
     return `With radius ${show(radius)} and a mean slope of ${show(slope)}, each step multiplies the gradient ` +
       `by about ${show(rate)}. After ${many} steps its norm is ${power(end)}: it ${fate}.`;
   }

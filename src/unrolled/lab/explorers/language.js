@@ -41,6 +41,7 @@ class Language extends Explorer {
     this.find(".panes").insertAdjacentHTML("beforebegin", `<style>
       textarea { width: 100%; box-sizing: border-box; font: .8rem/1.4 monospace; color: inherit;
         background: none; border: 1px solid; border-radius: .4rem; margin-bottom: .6rem }
+      label[for="text"] { display: block; margin-top: .8rem }
       pre { font-size: .8rem; line-height: 1.4; margin: 0 0 1rem; white-space: pre-wrap;
         overflow-wrap: anywhere; min-height: 11.2em }</style><pre aria-hidden="true"></pre>`);
     this.find("button").insertAdjacentHTML("beforebegin", `<label for="text">The text, to read and change</label>

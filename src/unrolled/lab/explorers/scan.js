@@ -54,12 +54,12 @@ class Scan extends Explorer {
   }
 
   sentence({ carries, ys, at, x }, { taken }) {
-    const end = show(carries.at(-1));
+    const end = show(carries.at(-1)), below = "₀₁₂₃₄"[at];
     if (!at) return `No step is taken yet. The carry is the opening balance, ${end}.`;
     const done = taken < 4 ? "" :
       ` The scan is done: it returns the carry ${end} and the outputs ${ys.map((y) => show(y)).join(", ")}.`;
-    return `Step ${taken} of 4 is given the carry ${show(carries.at(-2))} and x${at} = ${show(x)}. ` +
-      `It hands on the carry ${end} and puts out y${at} = ${show(ys[at - 1])}.${done}`;
+    return `Step ${taken} of 4 is given the carry ${show(carries.at(-2))} and x${below} = ${show(x)}. ` +
+      `It hands on the carry ${end} and puts out y${below} = ${show(ys[at - 1])}.${done}`;
   }
 
   picture({ carries, ys, order, at }, state) {
