@@ -350,6 +350,8 @@ def main() -> int:
         stop_with_parent()
     if arguments.devices:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
+        # A device that waits for the others holds a thread: there must be some for these, too.
+        os.environ.setdefault("PJRT_NPROC", "256")
     if arguments.cluster:
         jax.distributed.initialize()
     elif arguments.processes > 1:

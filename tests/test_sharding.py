@@ -39,6 +39,7 @@ def measure() -> None:
     import unrolled
 
     jax.config.update("jax_num_cpu_devices", 8)
+    os.environ.setdefault("PJRT_NPROC", "256")  # threads, also for those that are waited for
 
     def value_and_gradient(layer):
         graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
