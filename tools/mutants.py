@@ -152,7 +152,7 @@ MUTANTS += [
     Mutant(SCAN, "a gate that mixes units is taken", "return None if uses is None else tuple(uses)", "return (frozenset(range(len(places))),) * len(carry)"),
     Mutant(LAYERS, "Bidirectional: both layers read forwards", "reverse=not reverse, **run", "reverse=bool(reverse), **run"),
     Mutant(LAYERS, "Bidirectional: backward outputs in reversed time", '            "keep_order": True,\n', '            "keep_order": False,\n'),
-    Mutant(LAYERS, "Bidirectional: directions merged the wrong way round", "self.merge_fn, forward_outputs, backward_outputs", "self.merge_fn, backward_outputs, forward_outputs"),
+    Mutant(LAYERS, "Bidirectional: directions merged the wrong way round", "self._merge, forward_outputs, backward_outputs", "self._merge, backward_outputs, forward_outputs"),
     Mutant(LAYERS, "Bidirectional: carries exchanged", "return ((forward_carry, backward_carry), outputs)", "return ((backward_carry, forward_carry), outputs)"),
     Mutant(LAYERS, "StackedRNN: no dropout between layers", "if index and self.dropout is not None:", "if False:"),
     Mutant(LAYERS, "StackedRNN: every layer gets the first carry", "initial_carry=initial_carry[index],", "initial_carry=initial_carry[0],"),
