@@ -215,7 +215,7 @@ def _touches_ellipsis(error: BaseException) -> bool:
     """
     text = str(error)
     if isinstance(error, ValueError):
-        return "'ellipsis'" in text
+        return "'ellipsis'" in text or bool(re.search(r"(?:\bgot|:) Ellipsis\b", text))
     return (
         isinstance(error, (TypeError, AttributeError))
         and bool(re.search(r"\bellipsis\b|EllipsisType|\bgot\b.*\bEllipsis\b", text))
