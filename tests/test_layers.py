@@ -911,7 +911,7 @@ def test_options_of_the_wrong_kind_are_named():
         RNN(cell, state_axes={3: nnx.Carry})
     with pytest.raises(TypeError, match=r"a value of state_axes is 'x'; expected nnx.Carry, None"):
         RNN(cell, state_axes={...: "x"})
-    with pytest.raises(TypeError, match=r"broadcast_rngs is 3; expected an nnx filter, the name"):
+    with pytest.raises(TypeError, match=r"broadcast_rngs is 3; expected an nnx filter such as"):
         RNN(cell, broadcast_rngs=3)
 
 

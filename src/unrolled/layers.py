@@ -151,7 +151,7 @@ class RNN(nnx.Module):
                     "axis as a whole number."
                 )
         if broadcast_rngs is not None:
-            _check_filter("broadcast_rngs", broadcast_rngs, 'the name of a stream as "dropout"')
+            _check_filter("broadcast_rngs", broadcast_rngs, '"dropout", a stream by its name')
         self.broadcast_rngs = broadcast_rngs
         self.rngs = nnx.data(_carry_stream(rngs))
 
@@ -524,7 +524,7 @@ def _check_filter(name: str, selects: Any, example: str) -> None:
         nnx.filterlib.to_predicate(selects)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name} is {describe(selects)}; expected an nnx filter, {example}."
+            f"{name} is {describe(selects)}; expected an nnx filter such as {example}."
         ) from None
 
 
