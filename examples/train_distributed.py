@@ -137,6 +137,7 @@ class SpeakerNet(nnx.Module):
 
 def train(arguments: argparse.Namespace) -> None:
     """Train from the last checkpoint, or from the beginning, to the last step."""
+    agree(arguments)
     num_devices = jax.device_count()
     if num_devices % arguments.cut_units or arguments.batch % num_devices:
         raise Refused(
@@ -250,6 +251,20 @@ def prepare(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> tuple:
 
     compiled = jax.jit(update, out_shardings=(shardings, everywhere), donate_argnums=0)
     return compiled, jax.device_put(state, shardings), batch_of
+
+
+def agree(arguments: argparse.Namespace) -> None:
+    """Refuse to train unless every process was given the same: they could only wait for ever."""
+    names = ("batch", "hidden", "seed", "steps", "every", "cut_units")
+    given = multihost_utils.process_allgather(np.array([getattr(arguments, n) for n in names]))
+    given = given.reshape(-1, len(names))  # (processes, names)
+    for name, values in zip(names, given.T):
+        for process in np.flatnonzero(values != values[0]):
+            option = f"--{name.replace('_', '-')}"
+            raise Refused(
+                f"Process 0 was given {option} {values[0]}, process {process} {option} "
+                f"{values[process]}; expected the same arguments."
+            )
 
 
 def tell(text: str, end: str = "\n") -> None:

@@ -77,6 +77,18 @@ def run(module, folder: Path, *arguments: str, kills: int = 0, processes: int = 
     return {"statuses": statuses, "moments": moments, "text": text, **report(text)}
 
 
+def run_different(module, folder: Path) -> dict:
+    """Start two processes that are to train together with different arguments."""
+    output, given = folder.with_suffix(".txt"), ["--checkpoints", str(folder), "--processes", "2"]
+    given += ["--coordinator", module.free_address()]
+    children = [
+        fork(module, [*given, "--process", str(index), "--hidden", hidden], output)
+        for index, hidden in enumerate(("12", "24"))
+    ]
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return {"statuses": statuses, "text": output.read_text()}
+
+
 def report(text: str) -> dict[str, str]:
     """What the training says when it has come to its end."""
     return dict(line.split(": ") for line in text.splitlines() if line.count(": ") == 1)
@@ -109,6 +121,7 @@ def in_one_process(folder: Path) -> None:
     results["damaged"] = run(module, damaged) | {"folder": str(damaged)}
     shutil.rmtree(damaged / "30")
     results["elsewhere"] = run(module, damaged, "--devices", "2", "--every", "1")
+    results["different"] = run_different(module, folder / "different")
     results["interrupted"] = interrupt(module, folder / "interrupted")
 
     prepare = module.prepare
@@ -227,6 +240,14 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do_about_it(results):
     assert lines[0].endswith(
         "start again with the same arguments: the run then goes on from step 28."
     )
+
+
+def test_processes_with_different_arguments_say_so(results):
+    assert [os.waitstatus_to_exitcode(status) for status in results["different"]["statuses"]][
+        1
+    ] == 2
+    wanted = "Process 0 was given --hidden 12, process 1 --hidden 24; expected the same arguments."
+    assert wanted in results["different"]["text"].splitlines()
 
 
 def test_ctrl_c_ends_in_one_line(results):
