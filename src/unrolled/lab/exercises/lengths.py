@@ -428,7 +428,7 @@ def make_batches(function: Callable) -> str:
     together = _pairs(batches) & _pairs(again)
     share = 100 * len(together) / len(_pairs(batches))
     return (
-        f"{padding:.1f} % of the computed steps are padding, instead of about 35 % in batches at "
+        f"{padding:.1f} % of the computed steps are padding, instead of a third in batches at "
         f"random; {share:.0f} % of the pairs of rows that meet in one call meet again in the next. "
         "Sorting by the length alone has the least padding and the least chance."
     )
