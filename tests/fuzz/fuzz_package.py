@@ -662,7 +662,11 @@ def fuzz_make_a_layer(make, data):
         options["merge_fn"] = data.draw(st.sampled_from([jnp.add, np.add, max, len, divmod, *ODD]))
     if make is unrolled.RNN and data.draw(st.booleans()):
         options["unroll"] = data.draw(st.sampled_from([1, 9, 0, -1, np.int8(2), *ODD]))
-        options["state_axes"] = data.draw(st.sampled_from([None, {...: nnx.Carry}, *ODD]))
+        filters = st.sampled_from([..., nnx.Param, "dropout", None, True, 3, 2.5, (), b"x"])
+        axes = st.sampled_from([nnx.Carry, None, 0, -1, True, "time", 1.5])
+        rules = st.sampled_from([None, {...: nnx.Carry}, *ODD]) | st.dictionaries(filters, axes)
+        options["state_axes"] = data.draw(rules)
+        options["broadcast_rngs"] = data.draw(filters)
     if make is unrolled.LearnedCarry and data.draw(st.booleans()):
         options["carry_init"] = data.draw(initialisers)
         options["input_shape"] = data.draw(shapes)
