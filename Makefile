@@ -89,7 +89,7 @@ fuzz: env ## give every public function any input at all, 24,500 examples, five 
 # A network of its own, and folders mounted for it alone, for whom the system allows that.
 ALONE = $(shell unshare --map-root-user --net --mount true 2>/dev/null && echo unshare --map-root-user --net --mount)
 
-robustness: env ## every notebook twice in one kernel, no network, a home that cannot be written, 20 minutes
+robustness: env ## every notebook twice in one kernel, no network, a home that cannot be written, 25 minutes
 	$(ALONE) $(BIN)/python -m pytest -q -rA -o python_functions="robust_*" tests/robustness/chapters.py
 
 mutants: env ## break the package everywhere, by rule, hours (ARGS="--sample 200 --seed 1"); goes on where it ended
