@@ -51,6 +51,23 @@ def test_lowering(name, dtype):
     assert exported.platforms == PLATFORMS
 
 
+@pytest.mark.parametrize("sizes", ["batch, 5, 3", "batch, time, 3"])
+@pytest.mark.parametrize("name", CELLS)
+def test_sizes_may_be_left_open(name, sizes):
+    def rnn(in_features, seed):
+        return RNN(CELLS[name](in_features, 4, rngs=nnx.Rngs(seed)))
+
+    stack = StackedRNN([Bidirectional(rnn(3, 0), rnn(3, 1)), rnn(8, 2)])
+    batch, *_ = shape = export.symbolic_shape(sizes)
+    exported = export.export(jax.jit(lambda x, lengths: stack(x, seq_lengths=lengths)))(
+        jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    )
+    inputs = jnp.sin(jnp.arange(45.0)).reshape(3, 5, 3)
+    lengths = jnp.array([5, 2, 0])
+    ours = stack(inputs, seq_lengths=lengths)
+    assert jnp.abs(exported.call(inputs, lengths) - ours).max() < 1e-6
+
+
 PARAMS = gru.initialize_gru_params(jax.random.key(0), input_dim=3, hidden_dim=4)
 RAGGED = jnp.ones((2, 5, 3)), jnp.array([5, 2])
 FUNCTIONS = {

@@ -43,7 +43,7 @@ def shape_of(name: str, value: Any) -> tuple[int, ...]:
 def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether an array of this shape broadcasts to the wanted one."""
     try:
-        return np.broadcast_shapes(shape, wanted) == tuple(wanted)
+        return jnp.broadcast_shapes(shape, wanted) == tuple(wanted)
     except ValueError:
         return False
 

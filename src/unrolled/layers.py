@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 
 from unrolled._checks import (
     as_array,
@@ -72,6 +73,8 @@ class RNN(nnx.Module):
     and gradients of a `GRUCell` with 32 units over 100,000 steps of 8 features (float32, one
     sequence) take 45 MB beside inputs and results, three and a half times the states; a cell that
     the fast scan does not know, and Flax's layer, take 144 MB.
+
+    Batch and time may be left open (`jax.export.symbolic_shape`): one exported program serves all.
 
     Args:
       cell: a cell of `unrolled.cells`, or any module with `__call__(carry, inputs)` and
@@ -338,7 +341,9 @@ def _scan_cell(
     carry_before = _settle_carry(initial_carry, carry_after)
 
     cell = nnx.merge(graphdef, nnx.from_flat_state(list(zip(paths, variables))))
-    recurrence = None if sliced or any(writes) else _fast_recurrence(cell, carry_before)
+    sizes = [size for leaf in jax.tree.leaves(inputs) for size in leaf.shape]
+    general = sliced or any(writes) or any(map(export.is_symbolic_dim, sizes))
+    recurrence = None if general else _fast_recurrence(cell, carry_before)
     if recurrence is not None:
         parts, structure = jax.tree.flatten(carry_before)
         parts, outputs = scan_recurrence(

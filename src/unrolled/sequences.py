@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from unrolled._checks import as_array, broadcasts, describe, shape_of, whole_number
 
@@ -95,7 +96,7 @@ def sequence_mask(
       Array([[1, 0, 0, 0],
              [1, 1, 1, 0]], dtype=int32)
     """
-    if num_steps is not None:
+    if num_steps is not None and not export.is_symbolic_dim(num_steps):
         num_steps = whole_number("num_steps", num_steps, least=0)
     lengths = check_seq_lengths(seq_lengths, shape_of("seq_lengths", seq_lengths), num_steps)
     if num_steps is None:
