@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote, urldefrag
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 import unrolled
@@ -50,10 +52,11 @@ AXE = (
 # depends on its colour, size and weight and on what lies behind it, so one piece of text of each
 # look is marked for that rule (and every explorer, whole). The rest of the code, and words in a
 # paragraph that only look special, become plain text. Of an equation axe sees that there is MathML,
-# and of a button's icon its title.
+# and of a button's icon its title. The shades beside wide code, which axe cannot judge, are gone.
 SIMPLIFY = """() => {
   document.documentElement.classList.add('whole');
   const all = selector => [...document.querySelectorAll(selector)];
+  for (const e of all('pre, .math')) e.style.backgroundImage = 'none';
   const marked = new Map(), behind = new Map();
   const background = element => {
     if (!element) return '';
@@ -315,6 +318,29 @@ def test_fits_a_phone(visit, name, theme):
     too_wide = visit(name, theme).too_wide
     width = NARROW[theme]["width"]
     assert not too_wide, f"wider than {width} px:\n" + "\n".join(too_wide)
+
+
+@each_theme
+def test_a_shade_shows_on_a_phone_where_wide_code_goes_on(page, theme):
+    page.set_viewport_size(PHONE)
+    page.emulate_media(color_scheme=theme)
+    page.goto("/book/02_gates.html")
+    settle(page)
+    wide = "pre => pre.scrollWidth > pre.clientWidth + 50"
+    code = next(pre for pre in page.locator(".highlight pre").all() if pre.evaluate(wide))
+
+    def shades() -> tuple[int, int]:
+        """How far the outermost column on the left and on the right is from the ground's grey."""
+        picture = Image.open(BytesIO(code.screenshot())).convert("L")
+        row = [picture.getpixel((x, 5)) for x in range(picture.width)]  # above the first line
+        ground = max(set(row), key=row.count)
+        return abs(row[3] - ground), abs(row[-3] - ground)
+
+    left, right = shades()
+    assert left < 5 and right > 10
+    code.evaluate("pre => pre.scrollTo({left: pre.scrollWidth, behavior: 'instant'})")
+    left, right = shades()
+    assert left > 10 and right < 5
 
 
 @each_page
