@@ -36,8 +36,14 @@ def test_an_audit_names_what_it_finds():
 
 @pytest.mark.parametrize(
     ("answers", "code"),
-    [([[], []], 0), ([["x"], ["x"]], 1), (["gone", [], []], 0), (["gone", "gone"], 2)],
-    ids=["clean", "vulnerable", "the second service knows", "nobody to ask"],
+    [
+        ([[], [], []], 0),
+        ([[], [], ["x"]], 1),
+        (["gone", [], [], []], 0),
+        ([[], [], "gone", "gone"], 2),
+        (["gone", "gone"], 2),
+    ],
+    ids=["clean", "vulnerable", "the second service knows", "gone in between", "nobody to ask"],
 )
 def test_the_exit_code_of_an_audit(monkeypatch, capsys, answers, code):
     def ask(service, requirements):
@@ -54,6 +60,12 @@ def test_the_exit_code_of_an_audit(monkeypatch, capsys, answers, code):
 def test_the_services_are_asked_for_torch_under_the_version_they_know():
     text = "torch==2.13.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:1\njax==0.10.2 \\\n"
     assert audit.pins(text) == ["jax==0.10.2", "torch==2.13.0"]
+
+
+def test_no_package_stands_twice_in_what_pip_audit_is_asked():
+    for name in audit.FILES:
+        names = [pin.split("==")[0] for pin in audit.pins((audit.ROOT / name).read_text("utf-8"))]
+        assert len(names) > 30 and len(names) == len(set(names))
 
 
 def test_a_tag_of_another_version_is_refused(monkeypatch, tmp_path):

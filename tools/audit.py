@@ -59,17 +59,19 @@ def found(answer: str, errors: str, asked: int) -> list[str]:
 
 
 def main() -> int:
-    requirements = pins("".join((ROOT / name).read_text(encoding="utf-8") for name in FILES))
+    # File by file: pip-audit refuses a list that has two versions of a package.
+    files = [pins((ROOT / name).read_text(encoding="utf-8")) for name in FILES]
+    packages = set().union(*files)
     for service, name in SERVICES.items():
         try:
-            ask(service, requirements[:1])  # one is enough to see that there is nobody
-            against = ask(service, requirements)
+            ask(service, files[0][:1])  # one is enough to see that there is nobody
+            against = {line for requirements in files for line in ask(service, requirements)}
         except NotAsked as reason:
             print(f"{name} could not be asked: {reason}", file=sys.stderr)
             continue
-        for line in against:
+        for line in sorted(against):
             print(line)
-        print(f"{name} knows {len(against)} vulnerabilities in {len(requirements)} packages.")
+        print(f"{name} knows {len(against)} vulnerabilities in {len(packages)} packages.")
         return 1 if against else 0
     print("No service could be asked: whether there are vulnerabilities is unknown.")
     return 2
