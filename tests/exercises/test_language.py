@@ -204,6 +204,32 @@ def seeing(codes, size):
     return lambda test: np.log(0.97 * np.eye(size)[test] + 0.03 / size)
 
 
+def seeing_within(length, sure=8.0):
+    """What a layer that reads segments of `length` in both directions could make of hint 2."""
+
+    def learn(codes, size):
+        def predict(test):
+            given = np.arange(len(test) - 1)
+            sees = given % length < length - 1  # its segment does not end here
+            rows = jax.nn.log_softmax(sure * sees[:, None] * np.eye(size)[test[1:]])
+            return np.concatenate([np.full((1, size), -np.log(size)), rows])
+
+        return predict
+
+    return learn
+
+
+def by_chance(codes, size):
+    rng = np.random.default_rng(0)
+    return lambda test: np.log(rng.dirichlet(np.ones(size), len(test)))
+
+
+def remembering_the_test(codes, size):
+    """Depends on nothing that it is given, and knows the answers nevertheless."""
+    test, _ = language.brackets(language.TEST, 145)
+    return lambda codes: np.log(0.97 * np.eye(size)[test] + 0.03 / size)
+
+
 def knowing_the_rules(codes, size):
     """Keeps a stack, as the source does."""
     place = language.LETTERS.index
@@ -235,6 +261,11 @@ def knowing_the_rules(codes, size):
 OWN = {
     "Return logarithms": lambda codes, size: lambda test: np.full((len(test), size), 0.5),
     "Did you forget to shift": seeing,
+    "row 2,999 changes with the letters from place 2,999 on": seeing_within(100),
+    "row 3,001 changes with the letters from place 3,001 on": seeing_within(2999),
+    "if only within a segment": seeing_within(5),
+    "when it gets the same text again": by_chance,
+    "knows the rules, but not the answer": remembering_the_test,
     "Does the loss fall": always(lambda codes, size: np.full(size, 1 / size)),
     "is the state used at all": lambda codes, size: counting_pairs(codes, size, equal=0.3),
     "hand the carry on": counting_triples,
