@@ -68,6 +68,13 @@ def nucleus(p, mass, kept=lambda sums, p, mass: sums - p < mass, sign=-1, sort=T
     return result / result.sum() if whole else result
 
 
+def nucleus_in_jax(p, mass):
+    order = jnp.argsort(-p)
+    likeliest = p[order]
+    kept = jnp.where(jnp.cumsum(likeliest) - likeliest < mass, likeliest, 0)
+    return jnp.zeros_like(p).at[order].set(kept / kept.sum())
+
+
 NUCLEUS = {
     "carries the sum beyond": {"kept": lambda sums, p, mass: (sums <= mass) | (sums == p)},
     "sum to one again": {"whole": False},
@@ -107,8 +114,40 @@ def test_14_2_names_what_is_put_in_a_wrong_place(answer, words):
     assert found == "not yet" and words in message, message
 
 
-def test_14_2_right_answer():
-    assert verdict("14.2", nucleus)[0] == "right"
+def nucleus_with_a_threshold(p, mass):
+    likeliest = jnp.sort(p)[::-1]
+    last = (jnp.cumsum(likeliest) - likeliest < mass).sum() - 1
+    kept = jnp.where(p >= likeliest[last], p, 0)
+    return kept / kept.sum()
+
+
+def nucleus_above_a_threshold(p, mass):
+    likeliest = jnp.sort(p)[::-1]
+    first_left_out = jnp.append(likeliest, -1)[(jnp.cumsum(likeliest) - likeliest < mass).sum()]
+    kept = jnp.where(p > first_left_out, p, 0)
+    return kept / jnp.maximum(kept.sum(), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (nucleus_with_a_threshold, "keeps 4 of the four and gives [0.25, 0.25, 0.25, 0.25]"),
+        (nucleus_above_a_threshold, "keeps 0 of the four"),
+    ],
+)
+def test_14_2_has_equals_at_the_cut(answer, words):
+    found, message = verdict("14.2", answer)
+    assert found == "not yet" and words in message, message
+
+
+def nucleus_of_the_last_equals(p, mass):
+    return nucleus(p[::-1], mass)[::-1]
+
+
+@pytest.mark.parametrize("answer", [nucleus, jax.jit(nucleus_in_jax), nucleus_of_the_last_equals])
+def test_14_2_right_answers(answer):
+    found, message = verdict("14.2", answer)
+    assert found == "right", message
 
 
 # 14.3

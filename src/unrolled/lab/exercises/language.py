@@ -137,6 +137,15 @@ def nucleus(function: Callable) -> str:
             tolerance=1e-4,
             otherwise="Keep the likeliest characters until they have `mass` together.",
         )
+    result = np.asarray(run(function, jnp.full(4, 0.25), 0.5), np.float64)
+    kept = int((result > 0).sum())
+    if kept != 2 or not np.allclose(result[result > 0], 0.5, atol=1e-4):
+        raise Wrong(
+            f"nucleus([0.25, 0.25, 0.25, 0.25], 0.5) keeps {kept} of the four and gives "
+            f"{np.round(result, 3).tolist()}; expected 0.5 for two of them, whichever they are. "
+            "Two equals have `mass` together, and no more are kept: choose by the place in the "
+            "order. Whoever keeps all that are as large as the last one keeps too many."
+        )
     return (
         "where the network is sure, one character is left; where it is not, many are. Temperature "
         "cannot do that: it treats every place alike."
