@@ -86,6 +86,16 @@ def mean_multiplies(outputs, lengths):
     return total / jnp.maximum(lengths, 1)[:, None]
 
 
+def mean_hides_nan(outputs, lengths):
+    total = jnp.nan_to_num(outputs * mask_of(lengths, outputs)).sum(axis=1)
+    return total / jnp.maximum(lengths, 1)[:, None]
+
+
+def mean_leaves_nan_out(outputs, lengths):
+    valid = jnp.where(mask_of(lengths, outputs), outputs, jnp.nan)
+    return jnp.where(lengths[:, None] > 0, jnp.nanmean(valid, axis=1), 0)
+
+
 def mean_over_the_batch(outputs, lengths):
     return clean(outputs, lengths).mean(axis=0)
 
@@ -98,6 +108,8 @@ def mean_raises(outputs, lengths):
     "answer, words",
     [
         (mean_of_all, "padding included"),
+        (mean_hides_nan, "NaN at a *valid* step"),
+        (mean_leaves_nan_out, "NaN at a *valid* step"),
         (mean_counts_padding, "still counted"),
         (mean_is_a_sum, "These are the sums"),
         (mean_by_the_batch, "its own length"),

@@ -103,6 +103,15 @@ def mean_over_time(function: Callable) -> str:
             "`jnp.where` instead of multiplying with the mask."
         )
     expect_close(with_nan, expected, name="with NaN in the padding the mean")
+    heard = np.array(outputs)
+    heard[0, 1, 0] = np.nan
+    through = np.asarray(run(function, jnp.asarray(heard), jnp.asarray(LENGTHS)))
+    if not np.isnan(through[0, 0]):
+        raise Wrong(
+            f"With NaN at a *valid* step the mean is {through[0, 0]:.3f}: a number that has never "
+            "been measured. A NaN there must come through, else nobody sees that something is "
+            "wrong. Choose by the mask what counts, and not by whether it is NaN."
+        )
     return (
         "each row is divided by its own length, the empty one gives zero, and NaN in the padding "
         "goes unnoticed. It summarises an utterance in the chapter."
