@@ -53,6 +53,7 @@ RIGHT = {
     "7.2": [fuse, lambda params: list(map(jnp.asarray, fuse(params)))],
     "7.3": [
         lambda: two_inputs(**COUNTER),
+        lambda: two_inputs(**COUNTER | {"bf": 17.5}),
         lambda: two_inputs({"g": 20, "i": 40}, {"f": -50}, bi=-20, bf=20, bo=3, bg=0),
     ],
     "7.4": [lambda: unit(**FLIP_FLOP), lambda: unit(**FLIP_FLOP | {"Ug": -40, "bg": 9})],
@@ -132,6 +133,8 @@ WRONG = [
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {"g": 1}}), "memory is 0.762; expected 1"),
     ("7.3", lambda: two_inputs(**COUNTER | {"bf": 3}), "quiet steps later"),
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {"g": 20, "f": -18}}), "after 50 in a row"),
+    ("7.3", lambda: two_inputs(**COUNTER | {"bf": 12}), "and 49.217 after 50 pulses"),
+    ("7.3", lambda: two_inputs(**COUNTER | {"bf": 15}), "With 100 quiet steps after each pulse"),
     ("7.3", lambda: two_inputs(**COUNTER | {"second": {}}), "and a reset the memory is 50.000"),
     ("7.3", lambda: two_inputs(**COUNTER | {"second": {"f": -20}}), "the memory is 25.000"),
     ("7.3", lambda: unit(bf=20), "Wi has shape (1, 1)"),
