@@ -339,6 +339,34 @@ class OneMaskForAll(Zoneout):
         return jnp.where(keep, old, new)
 
 
+class OneDecisionForARow(Zoneout):
+    def __init__(self, cell, rate, *, rngs):
+        super().__init__(cell, rate, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, broadcast_dims=(-1,), rngs=rngs)
+
+
+class OneDrawForAColumn(Zoneout):
+    """A mask for the units, drawn by chance, for all rows."""
+
+    def __init__(self, cell, rate, *, rngs):
+        super().__init__(cell, rate, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, broadcast_dims=(0,), rngs=rngs)
+
+
+class ByComparison(Zoneout):
+    """Right, with a mask of its own drawing."""
+
+    def __init__(self, cell, rate, *, rngs):
+        super().__init__(cell, rate, rngs=rngs)
+        self.rngs = rngs.fork()
+
+    def mix(self, old, new):
+        if self.dropout.deterministic:
+            return self.rate * old + (1 - self.rate) * new
+        keep = jax.random.uniform(self.rngs.default(), old.shape) < self.rate
+        return jnp.where(keep, old, new)
+
+
 class ShowsTheNewState(Zoneout):
     def __call__(self, carry, inputs):
         new, _ = self.cell(carry, inputs)
@@ -365,6 +393,8 @@ class Raises(Zoneout):
         (AlwaysAMixture, "without any chance"),
         (NoMixtureInUse, "what happens on average"),
         (OneMaskForAll, "share one mask"),
+        (OneDrawForAColumn, "share one mask"),
+        (OneDecisionForARow, "keep their old value together"),
         (ShowsTheNewState, "not the new carry"),
         (ChanceInUse, "two steps still differ"),
         (Raises, "missing"),
@@ -378,6 +408,7 @@ def test_8_3_names_the_mistake(answer, words):
 def test_8_3_starter_and_right_answer():
     assert verdict("8.3", ZoneoutStarter)[0] == "not started"
     assert verdict("8.3", Zoneout)[0] == "right"
+    assert verdict("8.3", ByComparison)[0] == "right"
 
 
 def test_8_3_wants_the_class():
