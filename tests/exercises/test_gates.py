@@ -31,7 +31,7 @@ def to_keeping(params):
 
 
 COUNTER = {"Wz": 20, "bz": -20, "bh": 20}
-HIGHEST = {"Wz": 100, "Uz": -100, "Wh": 1.05}
+HIGHEST = {"Wz": 1000, "Uz": -1000, "Wh": 1.05}
 
 
 def negate(*names):
@@ -52,7 +52,11 @@ RIGHT = {
         lambda params: {n: v.at[:].multiply(-1 if "z" in n else 1) for n, v in params.items()},
     ],
     "2.3": [lambda: unit(**COUNTER), lambda: unit(**COUNTER, Wh=3, Wr=1)],
-    "2.4": [lambda: unit(**HIGHEST), lambda: unit(Wz=200, Uz=-195, bz=-1, Wh=1.03)],
+    "2.4": [
+        lambda: unit(**HIGHEST),
+        lambda: unit(Wz=300, Uz=-300, Wh=1),
+        lambda: unit(Wz=200, Uz=-195, bz=-1, Wh=1.03),
+    ],
 }
 
 STARTERS = {
@@ -107,6 +111,8 @@ WRONG = [
     ("2.4", lambda: unit(bz=-20, Wh=1), "the update gate is only 0.00"),
     ("2.4", lambda: unit(bh=1), "With only zeros"),
     ("2.4", lambda: unit(Wz=25, Uz=-25, Wh=1), "sharper"),
+    ("2.4", lambda: unit(Wz=100, Uz=-100, Wh=1.05), "what it lets in adds up"),
+    ("2.4", lambda: unit(Wz=150, Uz=-150, Wh=1.05), "After 0.06, and 0.01 479 times"),
 ]
 
 
