@@ -52,19 +52,28 @@ def share(function: Callable) -> str:
         if any(isinstance(entry, float) for entry in result):
             raise Wrong(f"{call} holds {result}: sizes are whole numbers. Divide with //.")
         _expect_share(tuple(result), shape, spec, mesh, call)
-    try:
-        result = function((50, 12), ("model",), dict(mesh))
-    except ValueError:
-        return (
-            "each name divides one dimension, several names divide it by their product, and what "
-            "no name divides is held whole, by every device."
-        )
-    except Exception as error:
-        raise Wrong(
-            f"50 rows cannot be cut into 4 equal shares: raise ValueError, not "
-            f"{type(error).__name__}."
-        ) from None
-    raise Wrong(f"50 rows cannot be cut into 4 equal shares: raise ValueError, not {result}.")
+    unequal = [
+        ((50, 12), ("model",), "50 rows cannot be cut into 4 equal shares"),
+        (
+            (4,),
+            (("data", "model"),),
+            "4 numbers cannot be cut into 2 x 4 equal shares, though each axis alone would do",
+        ),
+        ((48, 10), (None, "model"), "10 columns cannot be cut into 4 equal shares"),
+    ]
+    for shape, spec, why in unequal:
+        call = f"share({shape}, {spec}, {mesh})"
+        try:
+            result = function(shape, spec, dict(mesh))
+        except ValueError:
+            continue
+        except Exception as error:
+            raise Wrong(f"{call}: {why}: raise ValueError, not {type(error).__name__}.") from None
+        raise Wrong(f"{call} is {result}, but {why}: raise ValueError.")
+    return (
+        "each name divides one dimension, several names divide it by their product, and what no "
+        "name divides is held whole, by every device."
+    )
 
 
 def _expect_share(result: tuple, shape: tuple, spec: tuple, mesh: dict, call: str) -> None:
@@ -305,6 +314,7 @@ def exchange(function: Callable) -> str:
     if sent == 0:
         raise Wrong("Nothing is exchanged: no device can know the others' gradients.")
 
+    kept, found = _nothing_lost(together, gradients)
     return rubric(
         [
             Criterion(
@@ -327,9 +337,11 @@ def exchange(function: Callable) -> str:
             ),
             Criterion(
                 "nothing is lost for good",
-                _nothing_lost(together, gradients),
+                kept,
                 "Add `memory` to the gradient before you shorten it, and return as new memory what "
-                "the message left out.",
+                "the message left out. If you shorten the mean as well, that leaves out something, "
+                "too.",
+                found,
             ),
             Criterion(
                 "a regression trained with it ends as well",
@@ -358,14 +370,28 @@ def _any_scale(together: Callable, gradients: np.ndarray) -> bool:
     return bool(quiet and min(sizes) > 0 and max(sizes) < 1.1 * min(sizes))
 
 
-def _nothing_lost(together: Callable, gradients: np.ndarray) -> bool:
-    """Whether the results of many rounds sum to what was given to them."""
-    memory, total, rounds = np.zeros_like(gradients), np.zeros(SIZE), 200
-    for _ in range(rounds):
-        mean, memory = together(gradients, memory)
-        total += np.asarray(mean[0], np.float64)
+def _nothing_lost(together: Callable, gradients: np.ndarray) -> tuple[bool, str]:
+    """Whether the results of many rounds sum to what was given to them, and how far off they are.
+
+    What is remembered comes later, so the error of their mean shrinks with the rounds. What is
+    lost for good leaves an error that stays.
+    """
+    memory, means = np.zeros_like(gradients), []
     exact = gradients.mean(axis=0, dtype=np.float64)
-    return bool(np.linalg.norm(total / rounds - exact) < 0.15 * np.linalg.norm(exact))
+
+    def error_after(rounds):
+        nonlocal memory
+        while len(means) < rounds:
+            mean, memory = together(gradients, memory)
+            means.append(np.asarray(mean[0], np.float64))
+        return float(np.linalg.norm(np.mean(means, axis=0) - exact) / np.linalg.norm(exact))
+
+    first = error_after(200)
+    found = f"off by ≈ {100 * first:.2g} % after 200 rounds"
+    if first < 0.01 or not np.isfinite(first):
+        return first < 0.01, found
+    later = error_after(800)
+    return later <= 0.6 * first, f"{found}, by ≈ {100 * later:.2g} % after 800"
 
 
 def _it_trains(one: Callable) -> bool:
