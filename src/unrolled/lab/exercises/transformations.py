@@ -289,63 +289,61 @@ def reset_after_backward(function) -> str:
 
 
 STEPS, UNITS, BUDGET = 1000, 16, 40_000
+PRIMES, PRIME_BUDGET = (37, 997), 80_000  # no chunk length divides them: a rest is left over
 
 
 @cache
-def _budget_case(steps: int) -> tuple:
-    params = _params(UNITS, scale=0.2)
-    inputs = jnp.asarray(_draw((steps, INPUT_DIM), 60))
-    initial_h = jnp.asarray(_draw((UNITS,), 61))
+def _budget_arguments(steps: int) -> tuple:
+    """Some units forget within a few steps, and some remember through all of them.
 
-    def loss(params):
-        final_h, outputs_h = gru_sequence(params, initial_h, inputs)
+    So even the first state and the first input count in the end.
+    """
+    params = _params(UNITS, scale=0.2) | {"bz": jnp.linspace(-7.0, 0.0, UNITS, dtype="float32")}
+    return params, jnp.asarray(_draw((UNITS,), 61)), jnp.asarray(_draw((steps, INPUT_DIM), 60))
+
+
+@cache
+def _budget_gradient() -> tuple:
+    """The gradient for the longer prime, by each argument, and all states."""
+
+    def loss(*arguments):
+        final_h, outputs_h = gru_sequence(*arguments)
         return (final_h**2).sum(), outputs_h
 
-    gradient, outputs_h = jax.jit(jax.grad(loss, has_aux=True))(params)
-    return params, initial_h, inputs, outputs_h, gradient
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    return gradient(*_budget_arguments(PRIMES[1]))
 
 
 @exercise("4.4", "A gradient on a budget", "open")
 def memory_budget(function) -> str:
     """Any way to the final state whose gradient keeps to the budget, for every length."""
-    steps = 37  # prime: no chunk length divides it
-    params, initial_h, inputs, outputs_h, _ = _budget_case(steps)
-    result = run(function, params, initial_h, inputs)
-    if isinstance(result, (tuple, list)):
-        raise Wrong(
-            f"the function returned a {type(result).__name__}; expected the final state alone."
-        )
-    name = f"the final state after {steps} steps"
-    dropped = {
-        f"after {steps} steps the result is the state after only {kept}: what is left over after "
-        "the last whole chunk must run, too.": outputs_h[kept - 1]
-        for kept in range(1, steps)
-    }
-    expect_close(
-        expect_array(result, (UNITS,), name),
-        outputs_h[-1],
-        name=name,
-        tolerance=1e-4,
-        mistakes={"this is the initial state: no step was made.": initial_h} | dropped,
-        otherwise="If you padded: a step with a zero input still changes the state.",
-    )
+    right, outputs_h = _budget_gradient()
+    short, long = PRIMES
+    _expect_final_state(run(function, *_budget_arguments(short)), outputs_h[:short])
 
-    params, initial_h, inputs, _, gradient = _budget_case(STEPS)
+    def final_state_and_square(*arguments):
+        final_h = function(*arguments)
+        return (final_h**2).sum(), final_h
 
     def gradient_of_your_function():
-        def loss(params, h, inputs):
-            return (function(params, h, inputs) ** 2).sum()
+        square = jax.grad(final_state_and_square, argnums=(0, 1, 2), has_aux=True)
+        return _compile(square, *_budget_arguments(long))
 
-        program = jax.jit(jax.grad(loss)).lower(params, initial_h, inputs).compile()
-        return program.memory_analysis().temp_size_in_bytes, program(params, initial_h, inputs)
-
-    used, result = run(gradient_of_your_function)
-    for name in gradient:
-        if not _close(result[name], gradient[name]):
+    (gradient, final_h), used_for_prime = run(gradient_of_your_function)
+    _expect_final_state(final_h, outputs_h)
+    for name, expected in _named(right).items():
+        off = np.abs(np.asarray(_named(gradient)[name], float) - np.asarray(expected, float)).max()
+        if not off <= 1e-4 * np.abs(expected).max():
             raise Wrong(
                 f"the gradient by {name} is not that of gru_sequence. Is something held constant, "
                 "or computed outside of the function that is differentiated?"
             )
+
+    def memory_of_your_gradient():
+        square = jax.grad(lambda *arguments: final_state_and_square(*arguments)[0])
+        return _compile(square, *_budget_arguments(STEPS))
+
+    _, used = run(memory_of_your_gradient)
     if used > BUDGET:
         vectors = used / (STEPS * UNITS * 4)
         if vectors > 4:
@@ -366,11 +364,44 @@ def memory_budget(function) -> str:
             f"the gradient for {STEPS} steps needs {used / 1000:.0f} kB, more than the "
             f"{BUDGET / 1000:.0f} kB of the budget. {reason}"
         )
+    if used_for_prime > PRIME_BUDGET:
+        raise Wrong(
+            f"the gradient for {STEPS} steps keeps to the budget, but that for {long} needs "
+            f"{used_for_prime / 1000:.0f} kB. This is a prime number: whole chunks must do for all "
+            "steps but a few, which are left over."
+        )
     return f"the gradient through {STEPS} steps keeps to {BUDGET / 1000:.0f} kB and is exact."
 
 
-def _close(left, right) -> bool:
-    left, right = np.asarray(left, float), np.asarray(right, float)
-    return left.shape == right.shape and bool(
-        (np.abs(left - right) <= 1e-4 * np.maximum(1, np.abs(right))).all()
+def _compile(function, *arguments) -> tuple:
+    """What the compiled function returns, and the bytes that it needs besides."""
+    program = jax.jit(function).lower(*arguments).compile()
+    return program(*arguments), program.memory_analysis().temp_size_in_bytes
+
+
+def _named(gradient: tuple) -> dict[str, jax.Array]:
+    by_params, by_initial_h, by_inputs = gradient
+    return {**by_params, "initial_h": by_initial_h, "inputs": by_inputs}
+
+
+def _expect_final_state(result: object, outputs_h: jax.Array) -> None:
+    if isinstance(result, (tuple, list)):
+        raise Wrong(
+            f"the function returned a {type(result).__name__}; expected the final state alone."
+        )
+    steps = len(outputs_h)
+    name = f"the final state after {steps} steps"
+    dropped = {
+        f"after {steps} steps the result is the state after only {kept}: what is left over after "
+        "the last whole chunk must run, too.": state
+        for kept, state in enumerate(np.asarray(outputs_h[:-1]), start=1)
+    }
+    initial_h = _budget_arguments(steps)[1]
+    expect_close(
+        expect_array(result, (UNITS,), name),
+        outputs_h[-1],
+        name=name,
+        tolerance=1e-4,
+        mistakes={"this is the initial state: no step was made.": initial_h} | dropped,
+        otherwise="If you padded: a step with a zero input still changes the state.",
     )
