@@ -475,6 +475,7 @@ def _pairs(batches: list[np.ndarray]) -> set[tuple[int, int]]:
 
 UPDATES = 100  # of the capstone's training
 SPEAKERS = 9
+LONG = 60  # frames; no utterance has half as many
 HALF = 2900  # parameters, half of the chapter's network
 
 
@@ -517,8 +518,15 @@ def _facts(network: Network, utterances: list[np.ndarray]) -> list[Criterion]:
     few = [utterances[row][:18] for row in (0, 40, 80, 160)]
     given, lengths = pad_sequences(few, num_steps=20)
     valid = (np.arange(20) < lengths[:, None])[..., None]
-    wide, _ = pad_sequences(few, num_steps=24)
+    wide, _ = pad_sequences(few, num_steps=LONG)
     network.expect_scores((4, SPEAKERS), given, lengths)
+    try:
+        network.expect_scores((4, SPEAKERS), wide, lengths)
+    except Wrong as wrong:
+        raise Wrong(
+            f"With 20 columns the network works, with {LONG} it does not: {wrong} Recordings may "
+            "be longer than those that you have seen, so nothing in it may have their length."
+        ) from None
     probe = np.random.default_rng(95).normal(size=(4, SPEAKERS)).astype(np.float32)
 
     @in_haste
@@ -547,10 +555,11 @@ def _facts(network: Network, utterances: list[np.ndarray]) -> list[Criterion]:
     empty, *empty_gradients = listen(given, np.where(np.arange(4) < 3, lengths, 0))
     backwards, *_ = listen(flip_sequences(given, lengths, 1, False), lengths)
     moved = float(np.abs(np.asarray(backwards) - np.asarray(scores)).max())
+    glance = in_haste(network)
     return [
         Criterion(
-            "four more columns of padding change no score",
-            same(in_haste(network)(network.params, wide, lengths), scores),
+            "forty more columns of padding change no score",
+            same(glance(network.params, wide, lengths), scores),
             "What reads all columns, or counts them? A mean divides by the number of valid steps, "
             "and the last column is not the last step.",
         ),
@@ -583,7 +592,28 @@ def _facts(network: Network, utterances: list[np.ndarray]) -> list[Criterion]:
             "Read backwards, each utterance has the same scores. A mean of the frames does not "
             "listen; where is the recurrence?",
         ),
+        Criterion(
+            "what is said after 50 frames counts",
+            _hears_the_end(network, glance, utterances),
+            f"In an utterance of {LONG} frames the last ten have changed, and no score has. What "
+            "cuts the inputs, or the lengths? No utterance here has 30 frames, but others have.",
+        ),
     ]
+
+
+def _hears_the_end(network: Network, glance: Callable, utterances: list[np.ndarray]) -> bool:
+    """Whether the scores of long utterances depend on their last ten frames.
+
+    A network that reads backwards may have nearly forgotten them: a gradient shows it all the same.
+    """
+    frames = np.concatenate(utterances)[: 5 * LONG].reshape(5, LONG, -1)
+    inputs, lengths = frames[:4], np.full(4, LONG, np.int32)
+    changed = np.concatenate([inputs[:, :50], frames[1:, 50:]], axis=1)
+    scores, others = (np.asarray(glance(network.params, x, lengths)) for x in (inputs, changed))
+    if np.abs(scores - others).max() > 1e-6:
+        return True
+    by_inputs = in_haste(jax.grad(lambda x: network(network.params, x, lengths).sum()))(inputs)
+    return bool(np.asarray(by_inputs)[:, 50:].any())
 
 
 def _held_out(network: Network, utterances: list[np.ndarray], speakers: np.ndarray) -> float:
