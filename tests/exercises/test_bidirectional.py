@@ -261,6 +261,39 @@ def gap_loses_a_step(forward_rnn, backward_rnn, inputs):
     return join(forward_rnn(inputs)[:, :-1], backward[:, 1:])
 
 
+def gap_leaves_out_a_step(forward_rnn, backward_rnn, inputs):
+    forward = forward_rnn(inputs[:, :-1])
+    backward = backward_rnn(inputs[:, 1:], reverse=True, keep_order=True)
+    return join(shift_in_zeros(forward, 1, 0), shift_in_zeros(backward, 0, 1))
+
+
+def shift_in_zeros(outputs, before, behind):
+    return jnp.pad(outputs, ((0, 0), (before, behind), (0, 0)))
+
+
+def gap_asks_for_carries(forward_rnn, backward_rnn, inputs):
+    options = {"return_carry": True, "time_major": False}
+    _, forward = forward_rnn(inputs, **options)
+    _, backward = backward_rnn(inputs, reverse=True, keep_order=True, **options)
+    return join(shift(forward, 1), shift(backward, -1))
+
+
+def gap_of_bidirectional(forward_rnn, backward_rnn, inputs):
+    outputs = unrolled.Bidirectional(forward_rnn, backward_rnn)(inputs)
+    forward, backward = jnp.split(outputs, 2, axis=-1)
+    return join(shift(forward, 1), shift(backward, -1))
+
+
+def gap_compiled(forward_rnn, backward_rnn, inputs):
+    return nnx.jit(gap_leaves_out_a_step)(forward_rnn, backward_rnn, inputs)
+
+
+def test_10_3_accepts_whatever_runs_with_rnn():
+    answers = gap_leaves_out_a_step, gap_asks_for_carries, gap_of_bidirectional, gap_compiled
+    for answer in answers:
+        assert verdict("10.3", answer)[0] == "right", verdict("10.3", answer)
+
+
 def gap_raises(forward_rnn, backward_rnn, inputs):
     return forward_rnn(inputs) @ "no"
 

@@ -247,6 +247,62 @@ def chunks_raise(rnn, inputs, chunk_size):
     return rnn(inputs, seq_lengths=chunk_size)
 
 
+def chunks_with_every_keyword(rnn, inputs, chunk_size):
+    carry, outputs = None, []
+    options = {"time_major": False, "reverse": False, "keep_order": False, "rngs": None}
+    for chunk in cut(inputs, chunk_size):
+        lengths = jnp.full(len(chunk), chunk.shape[1])
+        options |= {"initial_carry": carry, "seq_lengths": lengths, "return_carry": True}
+        carry, read = rnn(chunk, **options)
+        outputs.append(read)
+    return jnp.concatenate(outputs, axis=1)
+
+
+def chunks_with_time_first(rnn, inputs, chunk_size):
+    inputs, carry, outputs = jnp.swapaxes(inputs, 0, 1), None, []
+    for start in range(0, len(inputs), chunk_size):
+        chunk = inputs[start : start + chunk_size]
+        carry, read = rnn(chunk, initial_carry=carry, return_carry=True, time_major=True)
+        outputs.append(read)
+    return jnp.swapaxes(jnp.concatenate(outputs), 0, 1)
+
+
+def chunks_in_a_scan(rnn, inputs, chunk_size):
+    batch, steps, features = inputs.shape
+    count = steps // chunk_size
+    whole = inputs[:, : count * chunk_size].reshape(batch, count, chunk_size, features)
+    carry, outputs = jax.lax.scan(
+        lambda carry, chunk: rnn(chunk, initial_carry=carry, return_carry=True),
+        rnn(inputs[:, :0], return_carry=True)[0],
+        jnp.swapaxes(whole, 0, 1),
+    )
+    outputs = jnp.swapaxes(outputs, 0, 1).reshape(batch, count * chunk_size, features)
+    rest = rnn(inputs[:, count * chunk_size :], initial_carry=carry)
+    return jnp.concatenate([outputs, rest], axis=1)
+
+
+def chunks_of_one_row_each(rnn, inputs, chunk_size):
+    return jnp.concatenate([chunks(rnn, row[None], chunk_size) for row in inputs])
+
+
+def chunks_compiled(rnn, inputs, chunk_size):
+    return nnx.jit(chunks, static_argnums=2)(rnn, inputs, chunk_size)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        chunks_with_every_keyword,
+        chunks_with_time_first,
+        chunks_in_a_scan,
+        chunks_of_one_row_each,
+        chunks_compiled,
+    ],
+)
+def test_8_2_accepts_whatever_runs_with_rnn(answer):
+    assert verdict("8.2", answer)[0] == "right", verdict("8.2", answer)
+
+
 @pytest.mark.parametrize(
     "answer, words",
     [

@@ -1,8 +1,13 @@
-"""What a cell that a check makes has in common with the others."""
+"""What cells and layers that a check makes have in common."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+import unrolled
 
 
 class BareCell:
@@ -14,3 +19,19 @@ class BareCell:
             "enough for a scan of your own; `RNN`, which asks for more, is not allowed here: it "
             "does what you are to write."
         )
+
+
+class WatchedRNN(unrolled.RNN):
+    """`RNN`, with all that it can do, which also tells `note` the shape of what it is given.
+
+    The shape is told with the batch first, even if time comes first in the call.
+    """
+
+    def __init__(self, cell: Any, note: Callable[[tuple[int, ...]], None]):
+        super().__init__(cell)
+        self.note = note
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        shape = np.shape(inputs)
+        self.note((shape[1], shape[0], *shape[2:]) if options.get("time_major") else shape)
+        return super().__call__(inputs, **options)

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+import unrolled
 from unrolled.lab.exercises._base import (
     Criterion,
     Wrong,
@@ -18,18 +20,21 @@ from unrolled.lab.exercises._base import (
     rubric,
     run,
 )
+from unrolled.lab.exercises._cells import WatchedRNN
 from unrolled.lab.exercises._networks import Network, accuracy, draw_rows, in_haste, trainer
 
 
 class Layer:
     """A layer whose states fade by a half in each step; it reads batch-major arrays."""
 
+    start = 0.3
+
     def __init__(self, features: int, hidden: int, seed: int):
         self.weights = np.random.default_rng(seed).normal(size=(features, hidden))
         self.given: list[tuple[int, ...]] = []
 
     def states(self, inputs: np.ndarray) -> np.ndarray:
-        state, states = np.full((len(inputs), self.weights.shape[1]), 0.3), []
+        state, states = np.full((len(inputs), self.weights.shape[1]), self.start), []
         for x in np.moveaxis(np.asarray(inputs, np.float64), 1, 0):
             state = 0.5 * state + x @ self.weights
             states.append(state)
@@ -118,8 +123,14 @@ def both_ways(function: Callable) -> str:
     )
 
 
-def _run_layers(function: Callable, first: Layer, second: Layer, inputs: np.ndarray) -> np.ndarray:
-    result = run(function, first, second, jnp.asarray(inputs))
+def _run_layers(
+    function: Callable,
+    first: Layer,
+    second: Layer,
+    inputs: np.ndarray,
+    disguise: Callable[[Layer], Any] = lambda layer: layer,
+) -> np.ndarray:
+    result = run(function, disguise(first), disguise(second), jnp.asarray(inputs))
     if isinstance(result, tuple | list):
         raise Wrong("Return one array: both halves side by side, along the features.")
     for layer, name in ((first, "forward"), (second, "backward")):
@@ -215,7 +226,7 @@ def all_but_this(function: Callable) -> str:
     for shape in [(3, 5, 2), (2, 1, 2)]:
         inputs = np.random.default_rng(103).normal(size=shape).astype(np.float32)
         first, second = Layer(2, 3, 5), Layer(2, 3, 6)
-        result = _run_layers(function, _Called(first), _Called(second), inputs)
+        result = _run_layers(function, first, second, inputs, _as_rnn)
         forward, backward = first.states(inputs), second.backwards(inputs)
         right, left = _shift(forward, 1), _shift(backward, -1)
         hint = "As many steps as the inputs have."
@@ -269,16 +280,22 @@ def all_but_this(function: Callable) -> str:
     )
 
 
-class _Called(Layer):
-    """A fading layer that is called like `RNN`."""
+class _FadingModule(unrolled.RNNCellBase):
+    """The cell of `Layer`, as a module."""
 
-    def __init__(self, layer: Layer):
-        self.weights, self.given = layer.weights, layer.given
+    def __init__(self, weights: np.ndarray):
+        self.weights = nnx.Param(jnp.asarray(weights, jnp.float32))
 
-    def __call__(self, inputs: Any, *, reverse: bool = False, keep_order: bool = False) -> Any:
-        inputs = np.asarray(inputs)
-        outputs = np.asarray(super().__call__(inputs[:, ::-1] if reverse else inputs))
-        return jnp.asarray(outputs[:, ::-1] if reverse and keep_order else outputs)
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.full((*input_shape[:-1], self.weights.shape[1]), Layer.start)
+
+    def __call__(self, carry, inputs):
+        state = 0.5 * carry + inputs @ self.weights[...]
+        return state, state
+
+
+def _as_rnn(layer: Layer) -> unrolled.RNN:
+    return WatchedRNN(_FadingModule(layer.weights), layer.given.append)
 
 
 def _shift(states: np.ndarray, steps: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from unrolled.lab.exercises._base import (
     expect_close,
     run,
 )
-from unrolled.lab.exercises._cells import BareCell
+from unrolled.lab.exercises._cells import BareCell, WatchedRNN
 from unrolled.lab.exercises._programs import one_scan
 
 
@@ -152,21 +152,15 @@ def _run_over_time(function: Callable, cell: _Fading, inputs: np.ndarray) -> Any
         ) from None
 
 
-class _SpyLayer:
-    """A layer with the call of `RNN` that writes down what it was given."""
+class _FadingModule(unrolled.RNNCellBase):
+    """The cell of `_fade`, as a module."""
 
-    def __init__(self):
-        self.chunks: list[tuple[int, ...]] = []
-        self.carries: list[Any] = []
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.full(input_shape, _Fading.start)
 
-    def __call__(self, inputs, *, initial_carry=None, return_carry=False):
-        inputs = np.asarray(inputs)
-        self.chunks.append(inputs.shape)
-        self.carries.append(initial_carry)
-        start = _Fading.start if initial_carry is None else np.asarray(initial_carry)
-        carry, outputs = _fade(inputs, start) if inputs.shape[1] else (start, inputs)
-        outputs = jnp.asarray(outputs)
-        return (jnp.asarray(carry), outputs) if return_carry else outputs
+    def __call__(self, carry, inputs):
+        carry = 0.5 * carry + inputs
+        return carry, 2 * carry + 1
 
 
 @exercise("8.2", "In pieces", "medium")
@@ -174,7 +168,8 @@ def run_in_chunks(function: Callable) -> str:
     rng = np.random.default_rng(82)
     for num_steps, chunk_size in [(6, 3), (8, 3), (2, 5)]:
         inputs = rng.normal(size=(4, num_steps, 2)).astype(np.float32)
-        layer = _SpyLayer()
+        chunks: list[tuple[int, ...]] = []
+        layer = WatchedRNN(_FadingModule(), chunks.append)
         result = run(function, layer, jnp.asarray(inputs), chunk_size)
         what = f"{num_steps} steps in chunks of {chunk_size}"
         if isinstance(result, tuple | list):
@@ -182,17 +177,17 @@ def run_in_chunks(function: Callable) -> str:
                 "Return the outputs alone, one array. The carry is only for the next chunk; and "
                 "the outputs of the chunks belong into one array: `jnp.concatenate`."
             )
-        if not layer.chunks:
+        if not chunks:
             raise Wrong("The layer was never called. Call `rnn` once for each chunk.")
-        wrong_batch = [chunk for chunk in layer.chunks if chunk[0] != 4]
-        if wrong_batch:
-            raise Wrong(
-                f"A chunk has shape {wrong_batch[0]}, but the batch has 4 rows: you cut along the "
-                "batch. Time is axis 1: `inputs[:, start : start + chunk_size]`."
-            )
-        sizes = [chunk[1] for chunk in layer.chunks]
+        sizes = [chunk[-2] for chunk in chunks]
         longest = max(sizes)
         if longest > chunk_size:
+            wrong_batch = [chunk for chunk in chunks if chunk[0] != 4]
+            if wrong_batch:
+                raise Wrong(
+                    f"A chunk has shape {wrong_batch[0]}, but the batch has 4 rows: you cut along "
+                    "the batch. Time is axis 1: `inputs[:, start : start + chunk_size]`."
+                )
             raise Wrong(
                 f"For {what} the layer was given {longest} steps at once; at most {chunk_size} "
                 "fit into memory."
