@@ -219,6 +219,16 @@ def test_torch_cells_missing_biases_and_time_first():
     assert isinstance(dropping, StackedRNN) and dropping.dropout.rate == 0.5
 
 
+def test_dropout_between_layers_is_on_only_if_the_module_was_in_training():
+    torch = import_module("torch")
+    module = torch.nn.GRU(IN, HIDDEN, num_layers=2, dropout=0.5, batch_first=True)
+    x = np.array(inputs(2, 5, IN))
+    training = convert.from_torch(module)
+    assert np.any(training(x) != training(x))
+    module.eval()
+    close(convert.from_torch(module)(x), module(torch.tensor(x))[0].detach().numpy())
+
+
 def test_what_torch_lacks_is_named():
     torch = import_module("torch")
     with pytest.raises(TypeError, match=r"from_torch got a Linear; expected one of torch.nn's RNN"):
@@ -294,6 +304,31 @@ def test_keras_layers(kind, options):
     again = keras_layer(kind, **(options | {"use_bias": True}))
     again.set_weights(convert.to_keras(rnn))
     close(np.asarray(again(x)[0]), outputs)
+
+
+def test_an_activation_of_keras_is_the_same_function_or_refused():
+    keras = import_module("keras")
+    x, refused, layer = inputs(2, 5, IN) * 3, set(), keras_layer("SimpleRNN")
+    others = {"get", "serialize", "deserialize", "glu", "threshold"}  # no functions of one array
+    for name in set(dir(keras.activations)) - others:
+        if name.startswith("_"):
+            continue
+        layer.cell.activation = getattr(keras.activations, name)
+        try:
+            rnn = convert.from_keras(layer)
+        except ValueError:
+            refused.add(name)
+        else:
+            close(rnn(x), np.asarray(layer(x)[0]))
+    assert len(refused) < 10 and not refused & {"tanh", "linear", "relu", "gelu", "leaky_relu"}
+
+
+def test_an_activation_of_ones_own_is_not_taken_for_one_of_the_same_name():
+    def tanh(x):
+        return 2 * x
+
+    with pytest.raises(ValueError, match="an activation of its own, 'tanh'"):
+        convert.from_keras(keras_layer("SimpleRNN", activation=tanh))
 
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum"])

@@ -177,7 +177,7 @@ def _split_lstm(w: Weights) -> Weights:
 
 
 def from_torch(module: Any) -> Any:
-    """Make the layer that computes what `torch.nn.RNN`, `GRU` or `LSTM` computes in evaluation.
+    """Make the layer that computes what `torch.nn.RNN`, `GRU` or `LSTM` computes.
 
     torch has a bias on both sides. Where both are simply added, here is their sum; the GRU's
     candidate keeps them apart, as b_in and b_hn.
@@ -188,7 +188,8 @@ def from_torch(module: Any) -> Any:
 
     Returns:
       For one layer an `RNN`, or a `Bidirectional`; for several a `StackedRNN` of these, with
-      torch's dropout between them; for a torch cell a cell. LSTMs become `OptimizedLSTMCell`s.
+      torch's dropout between them, which drops only if the module was in training; for a torch
+      cell a cell. LSTMs become `OptimizedLSTMCell`s.
       Layers are time_major unless the module is batch_first, as torch is.
 
     Raises:
@@ -239,7 +240,10 @@ def from_torch(module: Any) -> Any:
         in_features = len(directions) * module.hidden_size
     if len(layers) == 1:
         return layers[0]
-    return StackedRNN(layers, dropout_rate=module.dropout, rngs=nnx.Rngs(0))
+    stack = StackedRNN(layers, dropout_rate=module.dropout, rngs=nnx.Rngs(0))
+    if not getattr(module, "training", False):
+        stack.eval()
+    return stack
 
 
 def to_torch(layer: Any) -> Weights:
@@ -473,15 +477,33 @@ def _swap_gates(array: np.ndarray) -> np.ndarray:
 
 
 def _keras_activation(activation: Callable[..., Any]) -> Callable[..., Any]:
-    known = {"linear": "identity", "softsign": "soft_sign"}
     name = getattr(activation, "__name__", repr(activation))
-    function = getattr(jax.nn, known.get(name, name), None)
-    if function is None:
+    function = KERAS_ACTIVATIONS.get(name) or getattr(jax.nn, name, None)
+    own = getattr(activation, "__module__", "").split(".")[0] not in ("keras", "jax")
+    if own or function is None:
         raise ValueError(
-            f"the Keras layer has the activation {name!r}; expected one that jax.nn has too, such "
-            "as tanh, sigmoid or relu."
+            f"the Keras layer has {'an activation of its own,' if own else 'the activation'} "
+            f"{name!r}; expected one that keras.activations and jax.nn both have, such as tanh, "
+            "sigmoid or relu."
         )
-    return nnx.tanh if name == "tanh" else function
+    return function
+
+
+def _exact_gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _keras_leaky_relu(x: jax.Array) -> jax.Array:
+    return jax.nn.leaky_relu(x, negative_slope=0.2)
+
+
+KERAS_ACTIVATIONS = {  # what jax.nn has under another name, or under the same name otherwise
+    "tanh": nnx.tanh,
+    "linear": jax.nn.identity,
+    "softsign": jax.nn.soft_sign,
+    "gelu": _exact_gelu,
+    "leaky_relu": _keras_leaky_relu,
+}
 
 
 # Flax
