@@ -281,6 +281,16 @@ BAD_STEPS = {
         ValueError,
         r"bz has shape \(1, 4\); expected \(hidden_dim,\)",
     ),
+    "bias of another size": (  # the other eight say which size is right
+        lambda p, h, x: ({**p, "bz": jnp.zeros(3)}, h, x),
+        ValueError,
+        r"bz has shape \(3,\); expected \(hidden_dim,\) = \(4,\)\.(\n|$)",
+    ),
+    "first weight of another size": (
+        lambda p, h, x: ({**p, "Wz": jnp.ones((4, 5))}, h, x),
+        ValueError,
+        r"Wz has shape \(4, 5\); expected \(hidden_dim, input_dim\) = \(4, 3\)\.(\n|$)",
+    ),
     "integer weight": (
         lambda p, h, x: ({**p, "Wz": jnp.ones((4, 3), int)}, h, x),
         TypeError,

@@ -221,14 +221,15 @@ def _check_params(params: Params) -> tuple[int, int]:
             f"params lacks {', '.join(missing)}; expected all of {', '.join(PARAMETER_SHAPES)}. "
             "initialize_gru_params makes a complete set."
         )
-    _check_array("bz", params["bz"], ("hidden_dim",), (None,))
-    hidden_dim = params["bz"].shape[0]
-    _check_array("Wz", params["Wz"], ("hidden_dim", "input_dim"), (hidden_dim, None))
-    input_dim = params["Wz"].shape[1]
-    sizes = {"hidden_dim": hidden_dim, "input_dim": input_dim}
+    seen = {"hidden_dim": [], "input_dim": []}
+    for name, dims in PARAMETER_SHAPES.items():
+        _check_array(name, params[name], dims, (None,) * len(dims))
+        for dim, size in zip(dims, params[name].shape):
+            seen[dim].append(size)
+    sizes = {dim: max(counted, key=counted.count) for dim, counted in seen.items()}  # the most say
     for name, dims in PARAMETER_SHAPES.items():
         _check_array(name, params[name], dims, tuple(sizes[dim] for dim in dims))
-    return hidden_dim, input_dim
+    return sizes["hidden_dim"], sizes["input_dim"]
 
 
 def _check_array(
