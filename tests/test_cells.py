@@ -96,6 +96,18 @@ def test_the_forget_bias_is_added_to_the_forget_gate_only():
         np.testing.assert_allclose(total, 1.5 * HIDDEN, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [LSTMCell, OptimizedLSTMCell])
+def test_a_forget_bias_is_one_finite_number(kind):
+    for fine in (1, np.float32(1.0), jnp.float32(1.0)):
+        same = make(kind, forget_bias=fine), make(kind, forget_bias=1.0)
+        jax.tree.map(np.testing.assert_array_equal, *map(oracle.weights, same))
+    for odd in ("1", None, True, [1.0], jnp.ones(HIDDEN)):
+        with pytest.raises(TypeError, match=r"Cell: forget_bias is .*; expected a finite number"):
+            make(kind, forget_bias=odd)
+    with pytest.raises(ValueError, match="forget_bias is nan; expected a finite number"):
+        make(kind, forget_bias=float("nan"))
+
+
 def test_orthogonal_initialisers():
     key, eye = jax.random.key(0), np.eye(HIDDEN)
     fused = orthogonal_in_any_dtype(key, (HIDDEN, 3 * HIDDEN))

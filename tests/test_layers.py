@@ -780,7 +780,7 @@ def test_other_mistakes_are_named():
     with pytest.raises(ValueError, match="arrays that share batch and time"):
         RNN(Resetting(make_cell()))((x, jnp.zeros((3, 5))))
     with pytest.raises(ValueError, match="inputs holds no arrays"):
-        RNN(make_cell())(())
+        RNN(make_cell())({})
 
     class Forgetful(RNNCellBase):
         def __call__(self, carry, inputs):
@@ -829,10 +829,30 @@ def test_layers_that_are_none_are_named():
             StackedRNN([layer, odd])
         with pytest.raises(TypeError, match=r"backward_rnn is .*; expected a layer"):
             Bidirectional(layer, odd)
-    with pytest.raises(ValueError, match="dropout_rate is 2; expected a share"):
-        StackedRNN([layer], dropout_rate=2, rngs=nnx.Rngs(0))
+    for rate in (2, np.nan):
+        with pytest.raises(ValueError, match=f"dropout_rate is {rate}; expected a share"):
+            StackedRNN([layer], dropout_rate=rate, rngs=nnx.Rngs(0))
+    for rate in ("0.5", True, jnp.array([0.5])):
+        with pytest.raises(TypeError, match=r"dropout_rate is .*; expected a share"):
+            StackedRNN([layer], dropout_rate=rate, rngs=nnx.Rngs(0))
+    assert StackedRNN([layer], dropout_rate=np.float32(0.5), rngs=nnx.Rngs(0)).dropout.rate == 0.5
     with pytest.raises(TypeError, match=r"initial_carry is .*; expected an array of numbers"):
         layer(make_inputs(4, IN), initial_carry="abc")
+
+
+def test_an_error_within_a_stack_says_in_which_layer():
+    rnns = [RNN(GRUCell(width, HIDDEN, rngs=nnx.Rngs(0))) for width in (IN, HIDDEN, HIDDEN + 1)]
+    with pytest.raises(ValueError, match="inputs of one step have shape") as error:
+        StackedRNN(rnns)(make_inputs(2, 4, IN))
+    assert "This is layer 2 of the 3 in a StackedRNN." in error.value.__notes__
+
+
+def test_a_list_is_no_array_unless_the_cell_says_so():
+    x = make_inputs(4, IN)
+    for cell in (make_cell(), LearnedCarry(make_cell())):
+        for inputs in ([x, x], [x, x[:2]], (x, x), [[[1.0] * IN] * 4]):
+            with pytest.raises(TypeError, match=r"inputs is a (list|tuple); .*pad_sequences"):
+                RNN(cell)(inputs)
 
 
 class Settings:

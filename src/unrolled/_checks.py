@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import sys
 import warnings
@@ -59,6 +60,16 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name} is {number}; expected at least {least}.")
     return number
+
+
+def real_number(name: str, value: Any, expected: str) -> float:
+    """Return `value` as a float, or raise TypeError or, unless it is finite, ValueError."""
+    number = value.item() if getattr(value, "shape", None) == () else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{name} is {describe(value)}; expected {expected}.")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}; expected {expected}.")
+    return float(number)
 
 
 def check_shape(name: str, shape: Any) -> None:

@@ -39,6 +39,7 @@ from unrolled._checks import (
     describe,
     floating_dtype,
     kind_of,
+    real_number,
     shape_of,
     whole_number,
 )
@@ -910,6 +911,9 @@ class LSTMCell(_LSTMBase):
         self.hf = recurrent_linear(hidden_features)
         self.hg = recurrent_linear(hidden_features)
         self.ho = recurrent_linear(hidden_features)
+        forget_bias = real_number(
+            f"{type(self).__name__}: forget_bias", forget_bias, "a finite number"
+        )
         if forget_bias:
             self.hf.bias[...] = self.hf.bias[...] + forget_bias
 
@@ -1040,6 +1044,9 @@ class OptimizedLSTMCell(_LSTMBase):
         # The two are added, so one bias is enough.
         self.dense_i = input_linear(4 * hidden_features, use_bias=False)  # i, f, g, o
         self.dense_h = recurrent_linear(4 * hidden_features)  # i, f, g, o
+        forget_bias = real_number(
+            f"{type(self).__name__}: forget_bias", forget_bias, "a finite number"
+        )
         if forget_bias:
             forget_gate = slice(hidden_features, 2 * hidden_features)
             self.dense_h.bias[...] = self.dense_h.bias[...].at[forget_gate].add(forget_bias)

@@ -23,6 +23,7 @@ from unrolled._checks import (
     check_arguments,
     describe,
     kind_of,
+    real_number,
     warn,
     whole_number,
 )
@@ -188,7 +189,8 @@ class RNN(nnx.Module):
           valid step. Its dtype is the common dtype of the initial carry and of what a step returns.
 
         Raises:
-          TypeError: seq_lengths that are not whole numbers.
+          TypeError: seq_lengths that are not whole numbers, or a list as the inputs of a cell that
+            reads one array.
           ValueError: inputs, carry or seq_lengths that do not fit the cell or each other.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
@@ -196,6 +198,7 @@ class RNN(nnx.Module):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
 
+        _check_one_array(inputs, self.cell)
         inputs = jax.tree.map(partial(as_array, "inputs"), inputs)
         step_shape, num_batch_dims = _step_shape(inputs, self.num_feature_axes, time_major)
         if seq_lengths is not None:
@@ -480,6 +483,17 @@ def _first_slice(tree: Any, axis: int = 0) -> Any:
     return jax.tree.map(one_step, tree)
 
 
+def _check_one_array(inputs: Any, cell: Any) -> None:
+    """Raise TypeError for a list of inputs, if the cell is known to read one array."""
+    recurrence = getattr(cell, "recurrence", None)
+    if isinstance(inputs, (list, tuple)) and recurrence and recurrence() is not None:
+        raise TypeError(
+            f"inputs is {kind_of(inputs)}; expected one array of shape (*batch, time, *features). "
+            "jnp.stack joins sequences of one length and pad_sequences those of several; "
+            "jnp.asarray makes an array of numbers."
+        )
+
+
 def _step_shape(
     inputs: Any, num_feature_axes: int, time_major: bool
 ) -> tuple[tuple[int, ...], int]:
@@ -751,7 +765,8 @@ class StackedRNN(nnx.Module):
       rngs: where dropout gets its keys (the stream `dropout`).
 
     Raises:
-      TypeError: something that is not a list of layers, or rngs of another kind.
+      TypeError: something that is not a list of layers, a dropout_rate that is not a number, or
+        rngs of another kind.
       ValueError: no layers, layers that differ in time_major or return_carry, or dropout without
         rngs.
 
@@ -779,8 +794,9 @@ class StackedRNN(nnx.Module):
             raise ValueError("StackedRNN got no layers; expected at least one RNN.")
         for index, layer in enumerate(layers):
             _check_layer(f"layer {index}", layer)
-        if not isinstance(dropout_rate, (float, int)) or not 0 <= dropout_rate <= 1:
-            raise ValueError(f"dropout_rate is {dropout_rate!r}; expected a share from 0 to 1.")
+        dropout_rate = real_number("dropout_rate", dropout_rate, "a share from 0 to 1")
+        if not 0 <= dropout_rate <= 1:
+            raise ValueError(f"dropout_rate is {dropout_rate:g}; expected a share from 0 to 1.")
         for option in ("time_major", "return_carry"):
             values = {getattr(layer, option, False) for layer in layers}
             if len(values) > 1:
@@ -844,16 +860,20 @@ class StackedRNN(nnx.Module):
             if index and self.dropout is not None:
                 outputs = self.dropout(outputs)
             is_top = index == len(self.layers) - 1
-            carry, outputs = layer(
-                outputs,
-                initial_carry=initial_carry[index],
-                rngs=rngs,
-                seq_lengths=seq_lengths,
-                return_carry=True,
-                time_major=time_major,
-                reverse=reverse,
-                keep_order=keep_order if is_top or not reverse else True,
-            )
+            try:
+                carry, outputs = layer(
+                    outputs,
+                    initial_carry=initial_carry[index],
+                    rngs=rngs,
+                    seq_lengths=seq_lengths,
+                    return_carry=True,
+                    time_major=time_major,
+                    reverse=reverse,
+                    keep_order=keep_order if is_top or not reverse else True,
+                )
+            except Exception as error:
+                error.add_note(f"This is layer {index} of the {len(self.layers)} in a StackedRNN.")
+                raise
             carries.append(carry)
         return (tuple(carries), outputs) if return_carry else outputs
 
