@@ -197,6 +197,35 @@ def test_bidirectional_is_that_of_flax():
     np.testing.assert_allclose(merged, make(nnx, merge_fn=jnp.maximum)(x), atol=1e-6)
 
 
+def test_reverse_turns_a_bidirectional_layer_round_and_does_nothing_in_flax():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+
+    def make(library):
+        rngs = nnx.Rngs(0)
+        return library.Bidirectional(*[library.RNN(library.GRUCell(3, 4, rngs=rngs)) for _ in "ab"])
+
+    ours, flax = make(unrolled), make(nnx)
+    np.testing.assert_array_equal(flax(x, reverse=True), flax(x))
+    np.testing.assert_allclose(ours(x, reverse=True), flax(x[:, ::-1]), atol=1e-6)
+
+
+def test_a_call_draws_its_random_carry_from_the_stream_that_it_was_given():
+    """Flax forks an `Rngs`, and not a stream, before the cell draws from it."""
+    random = nnx.initializers.normal(1.0)
+    ours, flax = both("GRUCell", 3, 4, carry_init=random)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+
+    def stream():
+        return nnx.Rngs(carry=5).carry
+
+    given = unrolled.RNN(ours)(x, rngs=stream())
+    np.testing.assert_array_equal(unrolled.RNN(ours)(x, rngs=nnx.Rngs(carry=5)), given)
+    np.testing.assert_allclose(nnx.RNN(flax)(x, rngs=stream()), given, atol=1e-6)
+    forked = nnx.RNN(flax)(x, rngs=nnx.Rngs(carry=5))
+    assert np.abs(forked - given).max() > 0.01
+    np.testing.assert_allclose(unrolled.RNN(ours)(x, rngs=stream().fork()), forked, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_random_carries_are_those_of_flax(name):
     ours, flax = both(name, 3, 4)
