@@ -1,5 +1,6 @@
 """Unrolled: recurrent networks in JAX, from the equations of a GRU to a Flax-style stack."""
 
+from unrolled import convert as convert
 from unrolled.cells import (
     GRUCell,
     LearnedCarry,
@@ -8,6 +9,7 @@ from unrolled.cells import (
     RNNCellBase,
     SimpleCell,
     modified_orthogonal,
+    orthogonal_in_any_dtype,
     orthogonal_per_gate,
 )
 from unrolled.gru import gru_sequence, gru_step, initialize_gru_params
@@ -41,6 +43,7 @@ __all__ = [
     "last_valid_step",
     "mask_padding",
     "modified_orthogonal",
+    "orthogonal_in_any_dtype",
     "orthogonal_per_gate",
     "pad_sequences",
     "sequence_mask",
