@@ -154,6 +154,34 @@ class OnlyTheBlend(Gated):
         return carry, carry
 
 
+class OneWeightForEachUnit(Gated):
+    """No unit sees another one's state, but gate and candidate see it."""
+
+    seen = "gate", "candidate"
+
+    def __init__(self, in_features, hidden_features, *, rngs):
+        self.hidden_features = hidden_features
+        self.dense_i = nnx.Linear(in_features, 2 * hidden_features, use_bias=False, rngs=rngs)
+        self.gate_bias = nnx.Param(jnp.zeros(hidden_features))
+        self.recurrent = nnx.Param(jnp.ones((len(self.seen), hidden_features)))
+
+    def __call__(self, carry, inputs):
+        given = dict(zip(("gate", "candidate"), jnp.split(self.dense_i(inputs), 2, axis=-1)))
+        for part, weights in zip(self.seen, self.recurrent[...]):
+            given[part] = given[part] + weights * carry
+        keep = nnx.sigmoid(given["gate"] + self.gate_bias[...])
+        carry = keep * carry + (1 - keep) * jnp.clip(given["candidate"], -1, 1)
+        return carry, carry
+
+
+class OnlyTheGateSees(OneWeightForEachUnit):
+    seen = ("gate",)
+
+
+class OnlyTheCandidateSees(OneWeightForEachUnit):
+    seen = ("candidate",)
+
+
 def one_array(self, carry, inputs):
     return jnp.tanh(self.dense_i(inputs) + self.dense_h(carry))
 
@@ -267,7 +295,7 @@ RIGHT = {
     "6.1": [right_sizes],
     "6.2": [Simple],
     "6.3": [stranger()],
-    "6.4": [Gated],
+    "6.4": [Gated, OneWeightForEachUnit, OnlyTheGateSees, OnlyTheCandidateSees],
 }
 
 STARTERS = {
@@ -346,7 +374,7 @@ WRONG = [
     ("6.4", NoGateBias, "called gate_bias of shape"),
     ("6.4", Simple, "no attribute gate_bias"),
     ("6.4", Unused, "more has no effect"),
-    ("6.4", OnlyTheBlend, "only through the blend"),
+    ("6.4", OnlyTheBlend, "only through the blend: neither a gate nor the candidate"),
     ("6.4", gated(initialize_carry=carry_without_batch), "Keep the batch dimensions"),
     (
         "6.4",

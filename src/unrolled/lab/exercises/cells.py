@@ -417,13 +417,22 @@ def _expect_used(cell: Any, carry: np.ndarray, inputs: np.ndarray) -> None:
     for path, gradient in _named(by_state).items():
         if np.abs(gradient).max() < 1e-7:
             raise Wrong(f"The parameter {path} has no effect on the new state.")
-    moved = carry.copy()
-    moved[..., 0] += 0.3
-    others = np.abs(_step(cell, moved, inputs)[0] - _step(cell, carry, inputs)[0])[..., 1:]
-    if others.max() < 1e-6:
+    _expect_state_seen(cell, carry, inputs)
+
+
+def _expect_state_seen(cell: Any, carry: np.ndarray, inputs: np.ndarray) -> None:
+    """A gate or the candidate looks at the old state.
+
+    Of a blend alone, each unit is a straight line over its own old state. So the old state of
+    another unit has to count, or the line has to bend.
+    """
+    new = _step(cell, carry, inputs)[0]
+    first_moved = _step(cell, carry + np.array([0.3, 0, 0, 0]), inputs)[0]
+    bend = _step(cell, carry + 0.3, inputs)[0] + _step(cell, carry - 0.3, inputs)[0] - 2 * new
+    if np.abs(first_moved - new)[..., 1:].max() < 1e-6 and np.abs(bend).max() < 1e-5:
         raise Wrong(
-            "What one unit remembers has no effect on any other unit: the state enters only "
-            "through the blend. Let a gate or the candidate look at it through a matrix."
+            "The old state enters only through the blend: neither a gate nor the candidate looks "
+            "at it. Let one of them see it, through a matrix or through one weight for each unit."
         )
 
 
