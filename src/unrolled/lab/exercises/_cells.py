@@ -33,5 +33,6 @@ class WatchedRNN(unrolled.RNN):
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         shape = np.shape(inputs)
-        self.note((shape[1], shape[0], *shape[2:]) if options.get("time_major") else shape)
+        batch_first = (*shape[1:-1], shape[0], shape[-1]) if options.get("time_major") else shape
+        self.note(batch_first)
         return super().__call__(inputs, **options)
