@@ -507,6 +507,57 @@ class Explodes(Leaky):
         return 1.5 * carry + inputs @ self.read[...] + self.leak[...]
 
 
+class ExplodesBehindATanh(Leaky):
+    def __call__(self, carry, inputs):
+        carry = 1.2 * carry + 1e-3 * (inputs @ self.read[...] + self.leak[...])
+        return carry, jnp.tanh(carry)
+
+
+class ExplodesLater(ExplodesBehindATanh):
+    def __call__(self, carry, inputs):
+        carry = 1.01 * carry + 1e-2 * (inputs @ self.read[...] + self.leak[...])
+        return carry, jnp.tanh(carry)
+
+
+class GrowsForEver(Leaky):
+    def new(self, carry, inputs):
+        return carry + jax.nn.softplus(inputs @ self.read[...] + self.leak[...])
+
+
+class Sums(Leaky):
+    def __call__(self, carry, inputs):
+        carry = carry + jnp.tanh(inputs @ self.read[...] + self.leak[...])
+        return carry, jnp.sin(carry)
+
+
+class Slow(Leaky):
+    """Has a limit, a thousand times what is added in a step, but needs long to come near it."""
+
+    def new(self, carry, inputs):
+        return 0.999 * carry + jnp.tanh(inputs @ self.read[...] + self.leak[...])
+
+
+class Mean(Leaky):
+    """Of all steps so far: the carry holds their count, which grows, and may."""
+
+    def __call__(self, carry, inputs):
+        mean, count = carry
+        count = count + 1
+        mean = mean + (jnp.tanh(inputs @ self.read[...] + self.leak[...]) - mean) / count
+        return (mean, count), mean
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return super().initialize_carry(input_shape), jnp.zeros((*input_shape[:-1], 1))
+
+
+class Turns(Leaky):
+    """A state that turns and keeps its length, and a tanh at last."""
+
+    def new(self, carry, inputs):
+        turned = jnp.roll(carry, 1, axis=-1) * jnp.array([1, 1, 1, -1])
+        return jnp.tanh(1.5 * turned + inputs @ self.read[...] + self.leak[...] / 9)
+
+
 class UnusedParameter(Leaky):
     def new(self, carry, inputs):
         return 0.9 * carry + 0.1 * jnp.tanh(inputs @ self.read[...])
@@ -545,6 +596,10 @@ class RaisesInAStep(Leaky):
         (lambda: GRUCell(3, 4, rngs=nnx.Rngs(0)), "written already"),
         (NoMemory, "remembers next to nothing"),
         (Explodes, "grows and grows"),
+        (ExplodesBehindATanh, "Within 200 steps a number in the carry reaches"),
+        (ExplodesLater, "within 4000 "),
+        (GrowsForEver, "within 4000 "),
+        (Sums, "a number in the carry reaches"),
         (UnusedParameter, "`leak` is zero"),
         (WrongCarryShape, "same structure and shapes"),
         (CarryForOneOnly, "same structure and shapes"),
@@ -562,3 +617,8 @@ def test_8_4_starter_and_right_answer():
     assert verdict("8.4", LeakyStarter())[0] == "not started"
     found, message = verdict("8.4", Leaky())
     assert found == "right" and "of 200 steps" in message
+
+
+@pytest.mark.parametrize("answer", [Slow, Mean, Turns])
+def test_8_4_accepts_what_has_a_limit(answer):
+    assert verdict("8.4", answer())[0] == "right", verdict("8.4", answer())
