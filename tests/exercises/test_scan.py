@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from unrolled import gru_step
 from unrolled.lab.exercises import EXERCISES, judge
@@ -119,7 +120,7 @@ def average(z, **options):
             estimate = (1 - z) * estimate + z * x
             return estimate, estimate
 
-        return scan(step, xs[0], xs, **options)[1]
+        return jax.lax.scan(step, xs[0], xs, **options)[1]
 
     return function
 
@@ -136,6 +137,84 @@ def window_as_input(xs):
     padded = jnp.concatenate([jnp.full(4, xs[0]), xs])
     windows = jnp.stack([padded[i : i + len(xs)] for i in range(5)], axis=1)
     return scan(lambda carry, window: (carry, window.mean()), jnp.float32(0), windows)[1]
+
+
+def windows_looked_up(size):
+    def function(xs):
+        padded = jnp.concatenate([jnp.full(size, xs[0]), xs])
+
+        def step(t, _):
+            return t + 1, jax.lax.dynamic_slice(padded, (t + 1,), (size,)).mean()
+
+        return jax.lax.scan(step, 0, None, length=len(xs))[1]
+
+    return function
+
+
+def shifted_copies(xs):
+    padded = jnp.concatenate([jnp.full(3, xs[0]), xs])
+    copies = tuple(padded[i : i + len(xs)] for i in range(4))
+    return jax.lax.scan(lambda c, x: (c, sum(x) / 4), jnp.float32(0), copies)[1]
+
+
+def weights(xs):
+    age = jnp.arange(len(xs))[:, None] - jnp.arange(len(xs))
+    matrix = jnp.where(age >= 0, 0.7 ** jnp.maximum(age, 0), 0.0)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def smoothed_before_the_scan(xs):
+    return jax.lax.scan(lambda c, x: (c, x), 0.0, weights(xs) @ xs)[1]
+
+
+def smoothed_behind_the_scan(xs):
+    return weights(xs) @ jax.lax.scan(lambda c, x: (c, x), 0.0, xs)[1]
+
+
+def smoothed_beside_the_scan(xs):
+    return weights(xs) @ xs + jax.lax.scan(lambda c, x: (c, 0 * x), 0.0, xs)[1]
+
+
+def one_reading_looked_up(xs):
+    def step(carry, t):
+        estimate = 0.7 * carry["estimate"] + 0.3 * xs[t]
+        return {"estimate": estimate}, {"estimate": estimate}
+
+    return jax.lax.scan(step, {"estimate": xs[0]}, jnp.arange(len(xs)))[1]["estimate"]
+
+
+def from_the_second_on(xs):
+    """With a pair of inputs, a counter in the carry, a step of its own, and a readout behind."""
+
+    @jax.jit
+    def step(carry, inputs):
+        estimate, count = carry
+        gain = jnp.maximum(inputs["gain"], 0.3)
+        estimate = estimate + gain * (inputs["x"] - estimate)
+        return (estimate, count + 1), jnp.stack([estimate, inputs["x"]])
+
+    inputs = {"x": xs[1:] - xs[0], "gain": 1 / jnp.arange(2.0, len(xs) + 1)}
+    ys = jax.lax.scan(step, (jnp.zeros_like(xs[0]), 0), inputs, unroll=4)[1]
+    return jnp.concatenate([xs[:1], xs[0] + ys @ jnp.array([1.0, 0.0])])
+
+
+def nnx_scan(xs):
+    def step(estimate, x):
+        estimate = 0.7 * estimate + 0.3 * x
+        return estimate, estimate
+
+    axes = (nnx.Carry, 0)
+    return nnx.scan(step, in_axes=axes, out_axes=axes)(xs[0], xs)[1]
+
+
+def scan_under_another_name(xs):
+    return scan(lambda c, x: (0.7 * c + 0.3 * x,) * 2, xs[0], xs)[1]
+
+
+def turned_twice(xs):
+    return jax.lax.scan(
+        lambda c, x: (0.7 * c + 0.3 * x,) * 2, xs[0], xs[::-1, None][:, 0], reverse=True
+    )[1][::-1]
 
 
 def not_an_average(xs):
@@ -161,7 +240,17 @@ RIGHT = {
     ],
     "3.2": [with_gate(), jax.jit(with_gate())],
     "3.3": [both(), jax.jit(both())],
-    "3.4": [average(0.3), average(0.4)],
+    "3.4": [
+        average(0.3),
+        jax.jit(average(0.4)),
+        scan_under_another_name,
+        one_reading_looked_up,
+        jax.jit(one_reading_looked_up),
+        from_the_second_on,
+        turned_twice,
+        nnx_scan,
+        lambda xs: 0.9 * average(0.3)(xs) + 0.1 * xs,
+    ],
 }
 
 STARTERS = {
@@ -271,6 +360,12 @@ WRONG = {
         (lambda xs: 0.8 * average(0.3)(xs) + 0.2 * xs.mean(), "seen the future"),
         (whole_history, "holds 20 numbers"),
         (window_as_input, "handed 5 numbers"),
+        (windows_looked_up(4), "when the reading at index 100 changes, 4 steps"),
+        (jax.jit(windows_looked_up(6)), "when the reading at index 100 changes, 6 steps"),
+        (shifted_copies, "4 steps do something else"),
+        (smoothed_before_the_scan, "although the carry of each is held as it was"),
+        (jax.jit(smoothed_behind_the_scan), "one step does something else, but"),
+        (smoothed_beside_the_scan, "estimates do. What is known of earlier readings"),
         (not_an_average, "lags too far behind"),
         (lambda xs: jnp.convolve(xs, jnp.ones(4) / 4)[: len(xs)], "there is no scan in it"),
         (lambda xs: scan(lambda c, x: (c, c), xs[0], xs), "return only the outputs"),

@@ -326,6 +326,7 @@ def smooth(function: Callable) -> str:
         if not removed:
             _sees_no_future(function, readings, estimate)
             _small_carry(function, readings)
+            _remembers_in_the_carry(function, readings)
         removed[name] = 1 - np.mean((estimate - signal) ** 2) / np.mean(noise**2)
         smoothed[name] = np.mean((estimate - signal - noise) ** 2) / np.mean(noise**2)
     report = ", ".join(f"{100 * share:.0f} % on {name}" for name, share in removed.items())
@@ -373,6 +374,72 @@ def _small_carry(function: Callable, readings: jax.Array) -> None:
             f"each step is handed {window} numbers. It should be given one reading; what it knows "
             "of earlier ones belongs in the carry."
         )
+
+
+def _remembers_in_the_carry(function: Callable, readings: jax.Array) -> None:
+    """Raise `Wrong` if earlier readings reach an estimate by another way than the carry.
+
+    One reading is changed, and every step is given the carry that it had before: then one step may
+    differ, and one estimate. Shapes would not tell: a step may look up its reading in an array.
+    """
+    for place in (100, 300):
+        try:
+            steps, estimates = _changes_without_carry(function, readings, place)
+        except Exception:  # it runs, but not like this: nothing is known
+            return
+        if steps > 1:
+            raise Wrong(
+                f"when the reading at index {place} changes, {steps} steps do something else, "
+                "although the carry of each is held as it was. A step should be given one reading; "
+                "what it knows of earlier ones belongs in the carry."
+            )
+        if estimates > 1:
+            raise Wrong(
+                f"when the reading at index {place} changes, one step does something else, but "
+                f"{estimates} estimates do. What is known of earlier readings belongs in the "
+                "carry; behind the scan each estimate may use what its own step has put out."
+            )
+
+
+class _Met(Exception):
+    """The function has called `jax.lax.scan` by this name."""
+
+
+def _changes_without_carry(function: Callable, readings: jax.Array, place: int) -> tuple[int, int]:
+    """How many steps and how many estimates change with a reading, the carries being held."""
+    scan, held, done, estimates = jax.lax.scan, [], [], []
+
+    def meet(*_, **__):
+        raise _Met
+
+    def with_held_carries(f, init, xs=None, length=None, **options):
+        with jax.disable_jit(False):
+            if not held:
+                held.append(scan(lambda c, x: (f(c, x)[0], c), init, xs, length, **options))
+            final, carries = held[0]
+            done.append(jax.jit(jax.vmap(f))(carries, xs))
+            return final, done[-1][1]
+
+    changed = readings.at[place].add(5.0)
+    try:
+        jax.lax.scan = meet
+        try:
+            function(readings[1:])  # of a new length: nothing has been compiled for it
+        except _Met:
+            jax.lax.scan = with_held_carries
+            with jax.disable_jit():  # so that what has been compiled is run anew
+                estimates = [function(given) for given in (readings, changed)]
+    finally:
+        jax.lax.scan = scan
+    before, after = done
+    steps = sum(map(_differs, jax.tree.leaves(before), jax.tree.leaves(after)))
+    return int((steps > 0).sum()), int(_differs(*estimates).sum())
+
+
+def _differs(before: Any, after: Any) -> np.ndarray:
+    """For each row of two arrays whether they differ there."""
+    gap = np.abs(np.asarray(before, np.float64) - np.asarray(after, np.float64))
+    return gap.reshape(len(gap), -1).max(axis=1) > 1e-5
 
 
 def _run(function: Callable, *arguments: Any) -> Any:
