@@ -38,13 +38,70 @@ def mapped(in_axes, out_axes=0):
     return jax.jit(jax.vmap(gru_sequence, in_axes, out_axes))
 
 
-def test_4_1_accepts_out_axes_and_a_transposition_by_hand():
-    def by_hand(params, h, inputs):
-        final_h, outputs_h = jax.vmap(gru_sequence, (None, 0, 0))(params, h, inputs.swapaxes(0, 1))
-        return final_h, outputs_h.swapaxes(0, 1)
+def by_hand(params, h, inputs):
+    final_h, outputs_h = mapped((None, 0, 0))(params, h, inputs.swapaxes(0, 1))
+    return final_h, outputs_h.swapaxes(0, 1)
 
-    assert verdict("4.1", mapped((None, 0, 1), (0, 1)))[0] == "right"
-    assert verdict("4.1", by_hand)[0] == "right"
+
+def only_outputs_by_hand(params, h, inputs):
+    final_h, outputs_h = jax.vmap(gru_sequence, (None, 0, 1))(params, h, inputs)
+    return final_h, jnp.moveaxis(outputs_h, 0, 1)
+
+
+def only_inputs_by_hand(params, h, inputs):
+    turned = jnp.einsum("tbd->btd", inputs)
+    return jax.vmap(gru_sequence, (None, 0, 0), (0, 1))(params, h, turned)
+
+
+def one_by_one(params, h, inputs):
+    """No `vmap`: each example alone, stacked where it belongs."""
+    pairs = [gru_sequence(params, h[b], inputs[:, b]) for b in range(len(h))]
+    return jnp.stack([pair[0] for pair in pairs]), jnp.stack([pair[1] for pair in pairs], axis=1)
+
+
+def a_step_for_the_whole_batch(params, h, inputs):
+    steps = jax.vmap(gru_step, (None, 0, 0))
+    return jax.lax.scan(lambda h, x: steps(params, h, x), h, inputs)
+
+
+def own_loop_mapped(params, h, inputs):
+    """Here `vmap` transposes by itself, for the indexing and for the stack."""
+
+    def run_one(h, inputs):
+        outputs = []
+        for t in range(len(inputs)):
+            h, output = gru_step(params, h, jnp.take(inputs, jnp.asarray(t), axis=0))
+            outputs.append(output)
+        return h, jnp.stack(outputs)
+
+    return jax.vmap(run_one, (0, 1), (0, 1))(h, inputs)
+
+
+def in_numpy(params, h, inputs):
+    final_h, outputs_h = one_by_one(params, np.asarray(h), np.asarray(inputs))
+    return np.asarray(final_h), np.asarray(outputs_h)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        mapped((None, 0, 1), (0, 1)),
+        one_by_one,
+        a_step_for_the_whole_batch,
+        jax.jit(own_loop_mapped),
+        in_numpy,
+    ],
+)
+def test_4_1_accepts_all_that_does_not_transpose(answer):
+    assert verdict("4.1", answer)[0] == "right"
+
+
+@pytest.mark.parametrize(
+    "answer", [by_hand, jax.jit(by_hand), only_outputs_by_hand, only_inputs_by_hand]
+)
+def test_4_1_sees_a_transposition_by_hand(answer):
+    word, message = verdict("4.1", answer)
+    assert word == "not yet" and "axes are exchanged by hand" in message, message
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled.gru import PARAMETER_SHAPES, gru_sequence
 from unrolled.lab.exercises._base import Wrong, exercise, expect_array, expect_close, run
+from unrolled.lab.exercises._programs import LOOPS, inner_programs
 
 INPUT_DIM, HIDDEN_DIM = 3, 4
 
@@ -102,7 +103,50 @@ def time_major(function) -> str:
             },
             otherwise="Does each example meet its own initial_h and its own inputs?",
         )
+    if _turns_back(function, params, initial_h, inputs):
+        raise Wrong(
+            "the numbers are right, but axes are exchanged by hand and exchanged back by `vmap`, "
+            "or the other way round. `in_axes` can say where the examples lie in inputs, and "
+            "`out_axes` where they are to lie in outputs_h: then nothing is transposed."
+        )
     return f"{batch} sequences of {time} steps went in and came out with time first."
+
+
+def _turns_back(function, *arguments) -> bool:
+    """Whether a transposition is undone by the next one, outside of loops.
+
+    A single one proves nothing: `vmap` makes some of its own for code that indexes or stacks.
+    """
+    try:
+        program = jax.make_jaxpr(function)(*arguments).jaxpr
+    except Exception:  # with NumPy, say: the numbers are right all the same
+        return False
+    found = False
+
+    def follow(program, given):
+        """Return how each result has come from a transposition, or None."""
+        nonlocal found
+        made = dict(zip(program.invars, given))
+
+        def how(variable):
+            return None if hasattr(variable, "val") else made.get(variable)
+
+        for equation in program.eqns:
+            inner = list(inner_programs(equation))
+            if equation.primitive.name == "transpose":
+                turn, before = equation.params["permutation"], how(equation.invars[0])
+                if before is not None and [before[axis] for axis in turn] == sorted(turn):
+                    found = True
+                made[equation.outvars[0]] = turn
+            elif equation.primitive.name not in LOOPS and [len(equation.invars)] == [
+                len(one.invars) for one in inner
+            ]:
+                results = follow(inner[0], map(how, equation.invars))
+                made.update(zip(equation.outvars, results))
+        return list(map(how, program.outvars))
+
+    follow(program, [None] * len(program.invars))
+    return found
 
 
 @cache
