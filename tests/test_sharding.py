@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from programs import needs_the_fast_scan  # this file also runs as a program
@@ -26,6 +27,8 @@ CASES = {
     "data": ("SimpleCell", {}, None),  # without a mesh in sight
     "columns of a fused kernel": ("GRUCell", COLUMNS, (1, 8)),
     "columns": ("LSTMCell", COLUMNS, (1, 8)),
+    "pieces": ("LSTMCell", {}, (8, 1)),  # kept in columns, and gathered before they are used
+    "pieces of a fused kernel": ("GRUCell", {}, (8, 1)),
 }
 
 
@@ -41,10 +44,12 @@ def measure() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     os.environ.setdefault("PJRT_NPROC", "256")  # threads, also for those that are waited for
 
-    def value_and_gradient(layer):
+    def value_and_gradient(layer, gather=False):
         graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
 
         def loss(params, x, lengths):
+            if gather:
+                params = jax.lax.with_sharding_constraint(params, PartitionSpec())
             outputs = nnx.merge(graphdef, params, rest)(x, seq_lengths=lengths)
             return (outputs**2).mean()
 
@@ -69,7 +74,11 @@ def measure() -> None:
             jax.set_mesh(mesh)
         layer = unrolled.RNN(cell_type(*sizes, **draws, **metadata, rngs=nnx.Rngs(0)))
         assert layer.cell.recurrence() is not None
-        program, params = value_and_gradient(layer)
+        in_pieces = name.startswith("pieces")
+        program, params = value_and_gradient(layer, gather=in_pieces)
+        if in_pieces:
+            specs = jax.tree.map(lambda a: PartitionSpec(*[None] * (a.ndim - 1), "data"), params)
+            params = jax.device_put(params, jax.tree.map(partial(NamedSharding, mesh), specs))
         given = params, *jax.device_put((inputs, lengths), over_batch)
         compiled = program.lower(*given).compile()
         pairs = zip(jax.tree.leaves(compiled(*given)), jax.tree.leaves(expected))
@@ -82,6 +91,7 @@ def measure() -> None:
                     ),
                     "collectives": collectives(compiled),
                     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+                    "arrays": len(jax.tree.leaves(params)),
                 }
             )
         )
@@ -128,6 +138,18 @@ def test_a_kernel_for_each_gate_is_never_moved(measured):
         found for found in measured["columns"]["collectives"] if found.size == 4 * 96 * HIDDEN
     ]
     assert kinds == ["all-gather", "all-reduce"] and len(states) == 1  # the states, and the loss
+
+
+@needs_the_fast_scan
+@pytest.mark.parametrize("case", ["pieces", "pieces of a fused kernel"])
+def test_parameters_kept_in_pieces_are_gathered_once(measured, case):
+    row = measured[case]
+    gathers = [found for found in row["collectives"] if found.kind == "all-gather"]
+    (total,) = [found for found in row["collectives"] if found.kind != "all-gather"]
+    assert not any(found.in_loop for found in row["collectives"])
+    assert len(gathers) == row["arrays"]
+    assert sum(found.size for found in gathers) == 4 * row["parameters"]
+    assert (total.kind, total.size) == ("all-reduce", 4 * row["parameters"] + 4)  # and the loss
 
 
 PROGRAM = """HloModule example
