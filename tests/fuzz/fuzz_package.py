@@ -337,6 +337,8 @@ def fuzz_options_of_a_cell(kind, data):
         options["activation_fn"] = data.draw(mostly(nnx.tanh, jnp.tanh))
         if kind != "SimpleCell":
             options["gate_fn"] = data.draw(mostly(nnx.sigmoid, jax.nn.sigmoid))
+    if "LSTM" in kind and data.draw(st.booleans()):
+        options["forget_bias"] = data.draw(mostly(1.5, np.float32(2), jnp.ones(HIDDEN), np.nan))
     with jax.disable_jit(False):
         cell = answer(MAKERS[kind], IN, HIDDEN, rngs=nnx.Rngs(0), **options)
         if is_error(cell):
@@ -657,7 +659,8 @@ def fuzz_make_a_layer(make, data):
     if data.draw(st.booleans()):
         options["rngs"] = data.draw(st.sampled_from([None, True, False, 3, nnx.Rngs(0), "x"]))
     if make is unrolled.StackedRNN and data.draw(st.booleans()):
-        options["dropout_rate"] = data.draw(st.sampled_from([0.0, 0.5, 1.0, -1, 2, "0.5", None]))
+        rates = [0.0, 0.5, 1.0, np.float32(0.5), -1, 2, np.nan, "0.5", True, np.ones(3), None]
+        options["dropout_rate"] = data.draw(st.sampled_from(rates))
     if make is unrolled.Bidirectional and data.draw(st.booleans()):
         options["merge_fn"] = data.draw(st.sampled_from([jnp.add, np.add, max, len, divmod, *ODD]))
     if make is unrolled.RNN and data.draw(st.booleans()):
