@@ -231,6 +231,22 @@ def chunks_keep_the_first_carry(rnn, inputs, chunk_size):
     return jnp.concatenate([outputs, *(rnn(c, initial_carry=carry) for c in others)], axis=1)
 
 
+def chunks_as_many_as_steps_fit(rnn, inputs, chunk_size):
+    carry, outputs = None, []
+    for chunk in jnp.array_split(inputs, chunk_size, axis=1):
+        carry, read = rnn(chunk, initial_carry=carry, return_carry=True)
+        outputs.append(read)
+    return jnp.concatenate(outputs, axis=1)
+
+
+def chunks_from_zero(rnn, inputs, chunk_size):
+    carry, outputs = jnp.zeros_like(inputs[:, 0]), []
+    for chunk in cut(inputs, chunk_size):
+        carry, read = rnn(chunk, initial_carry=carry, return_carry=True)
+        outputs.append(read)
+    return jnp.concatenate(outputs, axis=1)
+
+
 def chunks_turned_round(rnn, inputs, chunk_size):
     return jnp.concatenate(cut(chunks(rnn, inputs, chunk_size), chunk_size)[::-1], axis=1)
 
@@ -308,6 +324,8 @@ def test_8_2_accepts_whatever_runs_with_rnn(answer):
     [
         (chunks_forget, "starts anew"),
         (chunks_all_at_once, "at once"),
+        (chunks_as_many_as_steps_fit, "given 4 steps at once"),
+        (chunks_from_zero, "begins with zeros"),
         (chunks_lose_the_rest, "last chunk may be shorter"),
         (chunks_too_short, "lost between two chunks"),
         (chunks_keep_the_last, "outputs of every chunk"),
@@ -434,6 +452,33 @@ class ChanceInUse(Zoneout):
         return old + (1 - self.rate) * self.dropout(new - old, deterministic=False)
 
 
+class CountsInPython(ByComparison):
+    """In a scan the code of a step runs once, so it counts to one."""
+
+    def __init__(self, cell, rate, *, rngs):
+        super().__init__(cell, rate, rngs=rngs)
+        self.key, self.steps = rngs.params(), 0
+
+    def mix(self, old, new):
+        if self.dropout.deterministic:
+            return super().mix(old, new)
+        self.steps += 1
+        key = jax.random.fold_in(self.key, self.steps)
+        return jnp.where(jax.random.uniform(key, old.shape) < self.rate, old, new)
+
+
+class DropsTheCarryToo(Zoneout):
+    def __call__(self, carry, inputs):
+        new, _ = self.cell(self.dropout(carry), inputs)
+        mixed = self.mix(carry, new)
+        return mixed, mixed
+
+
+class BeginsWithZeros(Zoneout):
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros(input_shape)
+
+
 class Raises(Zoneout):
     def mix(self, old, new):
         return old + self.missing
@@ -453,6 +498,9 @@ class Raises(Zoneout):
         (OneDecisionForARow, "keep their old value together"),
         (ShowsTheNewState, "not the new carry"),
         (ChanceInUse, "two steps still differ"),
+        (CountsInPython, "all steps share one mask"),
+        (DropsTheCarryToo, "of the whole old carry"),
+        (BeginsWithZeros, "should ask `self.cell`"),
         (Raises, "missing"),
     ],
 )
@@ -558,6 +606,14 @@ class Turns(Leaky):
         return jnp.tanh(1.5 * turned + inputs @ self.read[...] + self.leak[...] / 9)
 
 
+class ShowsADict(Slow):
+    """Its outputs are a dict, one number for each row among them."""
+
+    def __call__(self, carry, inputs):
+        carry, output = super().__call__(carry, inputs)
+        return carry, {"mean": output.mean(axis=-1), "state": output}
+
+
 class UnusedParameter(Leaky):
     def new(self, carry, inputs):
         return 0.9 * carry + 0.1 * jnp.tanh(inputs @ self.read[...])
@@ -619,6 +675,6 @@ def test_8_4_starter_and_right_answer():
     assert found == "right" and "of 200 steps" in message
 
 
-@pytest.mark.parametrize("answer", [Slow, Mean, Turns])
+@pytest.mark.parametrize("answer", [Slow, Mean, Turns, ShowsADict])
 def test_8_4_accepts_what_has_a_limit(answer):
     assert verdict("8.4", answer())[0] == "right", verdict("8.4", answer())

@@ -166,7 +166,7 @@ class _FadingModule(unrolled.RNNCellBase):
 @exercise("8.2", "In pieces", "medium")
 def run_in_chunks(function: Callable) -> str:
     rng = np.random.default_rng(82)
-    for num_steps, chunk_size in [(6, 3), (8, 3), (2, 5)]:
+    for num_steps, chunk_size in [(6, 3), (7, 2), (2, 5)]:
         inputs = rng.normal(size=(4, num_steps, 2)).astype(np.float32)
         chunks: list[tuple[int, ...]] = []
         layer = WatchedRNN(_FadingModule(), chunks.append)
@@ -251,6 +251,8 @@ def run_in_chunks(function: Callable) -> str:
             ),
             "The layer has read the chunks from the last to the first, with the carry of what "
             "comes later.": _last_chunk_first(pieces),
+            "The first chunk begins with zeros. It begins with the cell's own carry, which is not "
+            "zero here: `initial_carry=None` asks for it.": _fade(inputs, 0.0)[1],
         }
         if num_steps <= chunk_size:
             mistakes = {}
@@ -275,14 +277,21 @@ def _last_chunk_first(pieces: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(outputs[::-1], axis=1)
 
 
-class _Replace(unrolled.RNNCellBase):
-    """A cell whose new state is its input plus ten, whatever the old one was."""
+class _Leap(unrolled.RNNCellBase):
+    """A cell whose new state is far from the old one, of which it keeps a quarter."""
+
+    start = 0.5
 
     def __call__(self, carry, inputs):
-        return inputs + 10.0, inputs + 10.0
+        carry = _leap(carry, inputs)
+        return carry, carry
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
-        return jnp.zeros(input_shape)
+        return jnp.full(input_shape, self.start)
+
+
+def _leap(state: Any, inputs: Any) -> Any:
+    return 0.25 * state + inputs + 10
 
 
 @exercise("8.3", "Zoneout", "hard")
@@ -291,8 +300,8 @@ def zoneout(make: Callable) -> str:
         raise Wrong("Pass the class itself, `Zoneout`, without calling it.")
     rate, rng = 0.3, np.random.default_rng(83)
     old, x = (rng.normal(size=(50, 64)).astype(np.float32) for _ in range(2))
-    new = x + 10
-    cell = run(make, _Replace(), rate, rngs=nnx.Rngs(0))
+    new = _leap(old, x)
+    cell = run(make, _Leap(), rate, rngs=nnx.Rngs(0))
     for method in ("__call__", "initialize_carry"):
         if not callable(getattr(cell, method, None)):
             raise Wrong(f"A cell needs the method `{method}`.")
@@ -317,7 +326,10 @@ def zoneout(make: Callable) -> str:
             "mixture is for `eval`; in training each unit is either old or new."
         )
     if not (is_old | is_new).all():
-        raise Wrong("In training each unit must be exactly its old or exactly its new value.")
+        raise Wrong(
+            "In training each unit must be exactly its old or exactly its new value. (The new one "
+            "is what the cell makes of the whole old carry.)"
+        )
     if 0 < kept < 1:
         if (is_old == is_old[0]).all():
             raise Wrong(
@@ -346,13 +358,30 @@ def zoneout(make: Callable) -> str:
             "The second step uses the mask of the first. Draw anew in each step, from a stream "
             "that the cell keeps: `nnx.Dropout` does."
         )
+    _check_zoneout_in_rnn(cell, x[:6])
     _check_zoneout_in_use(cell, old, x, new, rate)
-    outputs = run(unrolled.RNN(cell), jnp.asarray(x[None, :6]))
-    expect_array(outputs, (1, 6, 64), "the outputs of `RNN` over your cell")
     return (
         "each unit is old or new in training, the expected mixture in use, and `RNN` runs it. No "
         "memory is lost, so a mask per step is right here."
     )
+
+
+def _check_zoneout_in_rnn(cell, x) -> None:
+    outputs = run(unrolled.RNN(cell), jnp.asarray(x[None]))
+    states = expect_array(outputs, (1, *x.shape), "the outputs of `RNN` over your cell")[0]
+    before = np.concatenate([np.full_like(states[:1], _Leap.start), states[:-1]])
+    is_old = np.isclose(states, before, atol=1e-4)
+    if not (is_old | np.isclose(states, _leap(before, x), atol=1e-4))[0].all():
+        raise Wrong(
+            "With `RNN` the first step begins with another carry than that of the cell inside: "
+            "`initialize_carry` should ask `self.cell`."
+        )
+    if (is_old == is_old[0]).all():
+        raise Wrong(
+            "With `RNN` all steps share one mask: a scan runs the code of a step only once, and "
+            "what Python or NumPy draws or counts there is the same in every step. Draw from a "
+            "stream that the cell keeps as a variable: `nnx.Dropout` does."
+        )
 
 
 def _check_zoneout_in_use(cell, old, x, new, rate) -> None:
@@ -401,15 +430,16 @@ def own_cell(cell: Any) -> str:
 
     layer = unrolled.RNN(cell)
     outputs = _expect_limits(layer, inputs)
-    alone = run(layer, jnp.asarray(inputs[1]))
-    if not np.allclose(np.asarray(alone), outputs[1], atol=1e-4):
+    alone = _finite(run(layer, jnp.asarray(inputs[1])), "an output")
+    if not np.allclose(alone, outputs[1], atol=1e-4):
         raise Wrong(
             "A sequence alone gives other outputs than the same sequence in a batch: the rows of "
             "the batch influence each other."
         )
     changed = inputs.copy()
     changed[:, 0] += 1.0
-    effect = np.abs(np.asarray(layer(jnp.asarray(changed))) - outputs).max(axis=(0, 2))
+    change = np.abs(_finite(layer(jnp.asarray(changed)), "an output") - outputs)
+    effect = change.reshape(*inputs.shape[:2], -1).max(axis=(0, 2))
     later = effect[5]
     if later < 1e-4:
         raise Wrong(
