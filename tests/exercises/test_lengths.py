@@ -205,6 +205,24 @@ def backwards_leftover(*args):
     return backwards(*args, show=False)
 
 
+def backwards_fades_through_zeros(cell, carry, inputs, lengths):
+    return backwards(cell, carry, clean(inputs, lengths), lengths, hold=False)
+
+
+def backwards_fills_with_zero_inputs(cell, carry, inputs, lengths):
+    """Works only where a step has as many outputs as inputs."""
+
+    def step(carry, scanned):
+        t, x_t = scanned
+        valid = (t < lengths)[:, None]
+        new_carry, output = cell(carry, x_t)
+        return jnp.where(valid, new_carry, carry), jnp.where(valid, output, jnp.zeros_like(x_t))
+
+    scanned = (jnp.arange(inputs.shape[1]), inputs.swapaxes(0, 1))
+    carry, outputs = jax.lax.scan(step, carry, scanned, reverse=True)
+    return carry, outputs.swapaxes(0, 1)
+
+
 def backwards_plain_flip(cell, carry, inputs, lengths):
     carry, outputs = backwards(cell, carry, inputs[:, ::-1], lengths, reverse=False)
     return carry, outputs[:, ::-1]
@@ -268,6 +286,8 @@ def backwards_raises(cell, carry, inputs, lengths):
     "answer, words",
     [
         (backwards_through_padding, "gone through the padding"),
+        (backwards_fades_through_zeros, "has faded"),
+        (backwards_fills_with_zero_inputs, "(4, 2), (4, 3)"),
         (backwards_forwards, "read forwards"),
         (backwards_leftover, "left over"),
         (backwards_plain_flip, "from the last column on"),
@@ -387,6 +407,24 @@ def attention_cleans_too_late(scores, outputs, lengths):
     return jnp.where(valid[..., None], products, 0).sum(axis=1)
 
 
+def attention_divides_by_a_constant(scores, outputs, lengths):
+    valid = mask_of(lengths, scores)
+    scores = jnp.where(valid, scores, -1e30)
+    powers = jnp.exp(scores - scores.max(axis=1, keepdims=True))
+    total = jax.lax.stop_gradient(powers.sum(axis=1, keepdims=True))
+    return weigh(powers / total, clean(outputs, lengths))
+
+
+def attention_by_hand(scores, outputs, lengths):
+    """Right, and the largest score is a constant for its gradient, as in `jax.nn.softmax`."""
+    valid = mask_of(lengths, scores)
+    scores = jnp.where(valid, scores, -1e30)
+    largest = jax.lax.stop_gradient(scores.max(axis=1, keepdims=True))
+    powers = jnp.where(valid, jnp.exp(scores - largest), 0)
+    total = jnp.maximum(powers.sum(axis=1, keepdims=True), 1e-9)
+    return weigh(powers / total, clean(outputs, lengths))
+
+
 def attention_raises(scores, outputs, lengths):
     return scores @ "no"
 
@@ -415,6 +453,7 @@ def attention_raises(scores, outputs, lengths):
         (attention_overflows, "too large for any float"),
         (attention_zero_times_nan, "0 times NaN"),
         (attention_cleans_too_late, "too late"),
+        (attention_divides_by_a_constant, "out of the gradient"),
         (attention_raises, '"no"'),
     ],
 )
@@ -426,6 +465,7 @@ def test_9_3_names_the_mistake(answer, words):
 def test_9_3_starter_and_right_answer():
     assert verdict("9.3", attention_starter)[0] == "not started"
     assert verdict("9.3", attention)[0] == "right"
+    assert verdict("9.3", attention_by_hand)[0] == "right"
 
 
 # 9.4

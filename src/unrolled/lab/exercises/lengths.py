@@ -119,13 +119,16 @@ def mean_over_time(function: Callable) -> str:
 
 
 class _Counter(BareCell):
-    """A cell that shows what it has read: the carry grows in a known way, and is not its output."""
+    """A cell that shows what it has read: the carry grows in a known way, and is not its output.
+
+    It has two units and reads the first two features.
+    """
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:
-        return jnp.zeros(input_shape)
+        return jnp.zeros((*input_shape[:-1], 2))
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        carry = 0.5 * carry + inputs
+        carry = 0.5 * carry + inputs[..., :2]
         return carry, 2 * carry + 1
 
 
@@ -151,9 +154,10 @@ def _read(start: np.ndarray, inputs: np.ndarray, order: str) -> tuple[np.ndarray
 @exercise("9.2", "Backwards without a flip", "medium")
 def read_backwards(function: Callable) -> str:
     rng = np.random.default_rng(92)
-    inputs = _ragged(92, 2, padding=5.0)
+    given = _ragged(92, 3, padding=5.0)
+    inputs = given[..., :2]  # what the cell reads of them
     start = rng.normal(size=(4, 2)).astype(np.float32)
-    result = run(function, _Counter(), *map(jnp.asarray, (start, inputs, LENGTHS)))
+    result = run(function, _Counter(), *map(jnp.asarray, (start, given, LENGTHS)))
     if not (isinstance(result, tuple | list) and len(result) == 2):
         raise Wrong("Return the pair `(carry, outputs)`, as scan does.")
     carry, outputs = (_numbers(part) for part in result)
@@ -177,6 +181,10 @@ def read_backwards(function: Callable) -> str:
         mistakes={
             "The carry has gone through the padding before it met the sequence. Keep the old carry "
             "as long as t >= length.": whole_carry,
+            "Padded inputs are zero, but the carry has still gone through them, and has faded. Keep "
+            "the old carry as long as t >= length.": _read(
+                start, np.where(MASK[..., None], inputs, 0), "whole"
+            )[0],
             "This carry has read forwards. Use `reverse=True`.": _read(start, inputs, "forwards")[
                 0
             ],
@@ -239,13 +247,13 @@ def read_backwards(function: Callable) -> str:
     with_nan = run(
         function,
         _Counter(),
-        *map(jnp.asarray, (start, _ragged(92, 2, padding=np.nan), LENGTHS)),
+        *map(jnp.asarray, (start, _ragged(92, 3, padding=np.nan), LENGTHS)),
     )
     for part, expected in zip(with_nan, (right_carry, shown)):
         if not np.isfinite(np.asarray(part)).all():
             raise Wrong("With NaN in the padding a result becomes NaN. Choose with `jnp.where`.")
         expect_close(part, expected, name="with NaN in the padding a result")
-    scan = one_scan(partial(function, _Counter()), *map(jnp.asarray, (start, inputs, LENGTHS)))
+    scan = one_scan(partial(function, _Counter()), *map(jnp.asarray, (start, given, LENGTHS)))
     if not scan.params["reverse"]:
         raise Wrong(
             "The values are right, but your scan reads from the left, so something is turned round "
@@ -340,7 +348,7 @@ def attend(function: Callable) -> str:
     expect_close(
         answer,
         _attention(large, outputs),
-        name="for scores of about 1000 the result",
+        name="the result for scores of about 1000",
         otherwise="It was right for small ones.",
     )
     _check_attention_gradients(function, expected)
@@ -368,7 +376,7 @@ def _attention(
 
 def _check_attention_gradients(function: Callable, expected: np.ndarray) -> None:
     scores, outputs = _ragged(931, padding=np.nan), _ragged(932, 3, padding=np.nan)
-    weights = jnp.asarray(np.random.default_rng(933).normal(size=(4, 3)), jnp.float32)
+    weights = np.random.default_rng(933).normal(size=(4, 3)).astype(np.float32)
     lengths = jnp.asarray(LENGTHS)
     answer = run(function, jnp.asarray(scores), jnp.asarray(outputs), lengths)
     if not np.isfinite(np.asarray(answer)).all():
@@ -382,7 +390,8 @@ def _check_attention_gradients(function: Callable, expected: np.ndarray) -> None
         return jnp.sum(weights * function(scores, outputs, lengths))
 
     gradients = run(jax.grad(total, argnums=(0, 1)), jnp.asarray(scores), jnp.asarray(outputs))
-    for name, gradient in zip(("scores", "outputs"), gradients):
+    right = _attention_gradients(scores, outputs, weights)
+    for name, gradient, expected in zip(("scores", "outputs"), gradients, right):
         gradient = np.asarray(gradient)
         if not np.isfinite(gradient).all():
             raise Wrong(
@@ -394,6 +403,28 @@ def _check_attention_gradients(function: Callable, expected: np.ndarray) -> None
             raise Wrong(f"The gradient by the {name} is not zero in the padding.")
         if not np.any(gradient[MASK]):
             raise Wrong(f"The gradient by the {name} is zero everywhere: nothing can be learned.")
+        expect_close(
+            gradient,
+            expected,
+            name=f"the gradient with respect to the {name}",
+            tolerance=1e-4,
+            otherwise="The result is right: what keeps a part of it out of the gradient? "
+            "`stop_gradient` may stand around the largest score, and around nothing else.",
+        )
+
+
+def _attention_gradients(
+    scores: np.ndarray, outputs: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of the sum of `weights` times the right result, row by row."""
+    by_scores, by_outputs = np.zeros(scores.shape), np.zeros(outputs.shape)
+    for b, length in enumerate(LENGTHS):
+        if length:
+            shares = _softmax(scores[b : b + 1, :length])[0]
+            worth = outputs[b, :length].astype(np.float64) @ weights[b]
+            by_scores[b, :length] = shares * (worth - shares @ worth)
+            by_outputs[b, :length] = shares[:, None] * weights[b]
+    return by_scores, by_outputs
 
 
 @exercise("9.4", "Less padding", "open")
