@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def both_flip_the_batch_once(forward_rnn, backward_rnn, inputs):
     return join(forward_rnn(inputs), backward_rnn(jnp.flip(inputs, axis=0)))
 
 
+def both_flip_everything(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), jnp.flip(backward_rnn(jnp.flip(inputs))))
+
+
+def both_flip_all_inputs(forward_rnn, backward_rnn, inputs):
+    return join(forward_rnn(inputs), jnp.flip(backward_rnn(jnp.flip(inputs)), axis=1))
+
+
+def both_by_vmap(forward_rnn, backward_rnn, inputs):
+    return jax.vmap(lambda row: both(forward_rnn, backward_rnn, row[None])[0])(inputs)
+
+
 def both_from_the_first(forward_rnn, backward_rnn, inputs):
     return join(forward_rnn(inputs), 0 * backward_rnn(inputs)[..., :2])
 
@@ -112,6 +125,8 @@ def both_raise(forward_rnn, backward_rnn, inputs):
         (both_with_one_layer, "backward layer was never called"),
         (both_flip_features_twice, "flipped the features, of the inputs"),
         (both_flip_the_batch_once, "flipped the batch"),
+        (both_flip_everything, "here and for the outputs"),
+        (both_flip_all_inputs, "turns all axes round"),
         (both_from_the_first, "features of the same layer"),
         (both_with_options, "not allowed here"),
         (lambda f, b, x: f(x[0]), "(batch, time, 2), and was given one of shape (4, 2)"),
@@ -126,6 +141,8 @@ def test_10_1_names_the_mistake(answer, words):
 def test_10_1_starter_and_right_answer():
     assert verdict("10.1", both_starter)[0] == "not started"
     assert verdict("10.1", both)[0] == "right"
+    assert verdict("10.1", jax.jit(both, static_argnums=(0, 1)))[0] == "right"
+    assert verdict("10.1", both_by_vmap)[0] == "right"
 
 
 # 10.2
@@ -288,9 +305,20 @@ def gap_compiled(forward_rnn, backward_rnn, inputs):
     return nnx.jit(gap_leaves_out_a_step)(forward_rnn, backward_rnn, inputs)
 
 
+def gap_reads_what_is_there(forward_rnn, backward_rnn, inputs):
+    """Reads the neighbours of each step; of a single one there are none, and no layer is called."""
+    nothing, outputs = jnp.zeros((len(inputs), 3)), []
+    for t in range(inputs.shape[1]):
+        before, behind = inputs[:, :t], inputs[:, t + 1 :]
+        forward = forward_rnn(before)[:, -1] if before.size else nothing
+        backward = backward_rnn(behind, reverse=True)[:, -1] if behind.size else nothing
+        outputs.append(join(forward, backward))
+    return jnp.stack(outputs, axis=1)
+
+
 def test_10_3_accepts_whatever_runs_with_rnn():
     answers = gap_leaves_out_a_step, gap_asks_for_carries, gap_of_bidirectional, gap_compiled
-    for answer in answers:
+    for answer in (*answers, gap_reads_what_is_there):
         assert verdict("10.3", answer)[0] == "right", verdict("10.3", answer)
 
 
@@ -454,6 +482,18 @@ def batch_mean(found):
 def test_10_5_names_what_is_missing(answer, words):
     found, message = verdict("10.5", answer)
     assert found == "not yet" and words in message, message
+
+
+class Few(Windows):
+    """In one curve the largest of few units see some of the steps; in others they see others."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs, units=3)
+        self.unused = nnx.Param(jnp.zeros(2000))  # too many, so that it is not trained
+
+
+def test_10_5_looks_for_blind_steps_in_many_curves():
+    assert "[x] every step of a curve counts" in verdict("10.5", Few)[1]
 
 
 def test_10_5_starter():

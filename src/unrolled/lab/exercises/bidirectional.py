@@ -33,12 +33,13 @@ class Layer:
         self.weights = np.random.default_rng(seed).normal(size=(features, hidden))
         self.given: list[tuple[int, ...]] = []
 
-    def states(self, inputs: np.ndarray) -> np.ndarray:
-        state, states = np.full((len(inputs), self.weights.shape[1]), self.start), []
-        for x in np.moveaxis(np.asarray(inputs, np.float64), 1, 0):
-            state = 0.5 * state + x @ self.weights
+    def states(self, inputs: Any, xp: Any = np) -> Any:
+        """The states at each step, in NumPy, or in JAX if `xp` says so."""
+        state, states = xp.full((len(inputs), self.weights.shape[1]), self.start), []
+        for x in xp.moveaxis(xp.asarray(inputs, float), 1, 0):
+            state = 0.5 * state + x @ self.weights.astype(x.dtype)
             states.append(state)
-        return np.stack(states, axis=1)
+        return xp.stack(states, axis=1)
 
     def backwards(self, inputs: np.ndarray) -> np.ndarray:
         """The states of a reader that comes from the end, each at the place of its input."""
@@ -51,14 +52,14 @@ class Layer:
                 "`Bidirectional` and `reverse` are not allowed here: they do what you are to do "
                 "by hand, with arrays."
             )
-        array = np.asarray(inputs, np.float64)
-        self.given.append(array.shape)
-        if array.ndim != 3 or array.shape[2] != len(self.weights):
+        shape = np.shape(inputs)
+        self.given.append(shape)
+        if len(shape) != 3 or shape[2] != len(self.weights):
             raise ValueError(
                 f"this layer reads arrays of shape (batch, time, {len(self.weights)}), and was "
-                f"given one of shape {array.shape}."
+                f"given one of shape {shape}."
             )
-        return jnp.asarray(self.states(array), jnp.float32)
+        return self.states(inputs, jnp)
 
 
 def _join(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
@@ -99,6 +100,12 @@ def both_ways(function: Callable) -> str:
                 forward, flip_features[..., ::-1]
             ),
             "You flipped the batch. Time is axis 1.": _join(forward, flip_batch),
+            "`jnp.flip` without an axis turns all axes round, the batch and the features, too. "
+            "Time is axis 1.": _join(forward, second.states(np.flip(inputs))[:, ::-1]),
+            "`jnp.flip` without an axis turns all axes round, the batch and the features, too. "
+            "Time is axis 1: `axis=1`, here and for the outputs.": _join(
+                forward, np.flip(second.states(np.flip(inputs)))
+            ),
             "The inputs are flipped along the batch. Time is axis 1.": _join(
                 forward, flip_batch[:, ::-1]
             ),
@@ -134,7 +141,7 @@ def _run_layers(
     if isinstance(result, tuple | list):
         raise Wrong("Return one array: both halves side by side, along the features.")
     for layer, name in ((first, "forward"), (second, "backward")):
-        if not layer.given:
+        if not layer.given and inputs.shape[1] > 1:  # of a single step nothing need be read
             raise Wrong(f"The {name} layer was never called.")
     return result
 
@@ -403,21 +410,19 @@ def make_reader(function: Callable) -> str:
 
 def _facts(network: Network) -> list[Criterion]:
     """What can be said of a reader before it is trained."""
-    curves = np.random.default_rng(105).normal(size=(5, 40, 1)).astype(np.float32)
+    curves = np.random.default_rng(105).normal(size=(60, 40, 1)).astype(np.float32)
 
     @in_haste
     def read(curves):
-        """Scores, and how much each input moves those of its own curve, and of the others."""
+        """Scores, and how much each input moves those of the first curve, and of them all."""
+        scores, pull = jax.vjp(lambda curves: network(network.params, curves), curves)
+        of_all = jnp.broadcast_to(jnp.cos(jnp.arange(10)), scores.shape)
+        of_first = of_all.at[1:].set(0)
+        (slopes,) = jax.vmap(pull)(jnp.stack([of_first, of_all]))
+        return scores, jnp.abs(slopes[..., 0])  # (60, 10), (2, 60, 40)
 
-        def first(curves):
-            scores = network(network.params, curves)
-            return (scores[0] * jnp.cos(jnp.arange(10))).sum(), scores
-
-        (_, scores), slopes = jax.value_and_grad(first, has_aux=True)(curves)
-        return scores, jnp.abs(slopes[..., 0])  # (5, 10), (5, 40)
-
-    scores, slopes = map(np.asarray, read(curves))
-    blind = np.flatnonzero(~(slopes[0] > 0)) + 1
+    scores, (of_first, of_all) = map(np.asarray, read(curves))
+    blind = np.flatnonzero(~(of_all > 0).any(axis=0)) + 1
     return [
         Criterion(
             f"at most {BUDGET:,} parameters",
@@ -428,14 +433,15 @@ def _facts(network: Network) -> list[Criterion]:
         ),
         Criterion(
             "scores and slopes are finite, and each curve is read for itself",
-            bool(np.isfinite(scores).all() and np.isfinite(slopes).all()) and not slopes[1:].any(),
+            bool(np.isfinite(scores).all() and np.isfinite(of_all).all())
+            and not of_first[1:].any(),
             "Another curve of the batch moves the scores of the first one: which mean or norm runs "
             "over the batch?",
         ),
         Criterion(
             "every step of a curve counts",
             blind.size == 0,
-            "Move the input there, and no score moves. Who has read it, and who has told the last "
+            "Move the input there, and no score of 60 curves moves. Who has read it, and who has told the last "
             "layer?",
             f"nothing sees {_some(blind)}" if blind.size else "all 40 are seen",
         ),
