@@ -92,6 +92,19 @@ def clip_by_subtracting(gradients, max_norm):
     return jax.tree.map(lambda g: g - (global_norm(gradients) - max_norm), gradients)
 
 
+def clip_in_place(gradients, max_norm):
+    """It changes the dicts that it was given."""
+    clipped = clip(gradients, max_norm)
+    for name, part in clipped.items():
+        gradients[name] = part
+    return gradients
+
+
+def clip_two_levels(gradients, max_norm):
+    numbers = [g for part in gradients.values() for g in part.values()]
+    return scaled(gradients, max_norm / jnp.maximum(global_norm(numbers), max_norm))
+
+
 def clip_raises(gradients, max_norm):
     return gradients / max_norm
 
@@ -187,6 +200,25 @@ def momentum_not_scannable(loss_fn, carry, batch, **options):
     return new, float(loss)
 
 
+def momentum_in_place(loss_fn, carry, batch, learning_rate=0.1, decay=0.9):
+    """It changes the dicts that it was given, which no scan minds."""
+    params, velocity = carry
+    new, loss = momentum_step(loss_fn, carry, batch, learning_rate, decay)
+    params |= new[0]
+    velocity |= new[1]
+    return (params, velocity), loss
+
+
+def momentum_one_level(loss_fn, carry, batch, learning_rate=0.1, decay=0.9):
+    params, velocity = carry
+    loss, gradients = jax.value_and_grad(loss_fn)(params, batch)
+    velocity = {name: decay * velocity[name] + gradients[name] for name in params}
+    return (
+        {name: params[name] - learning_rate * velocity[name] for name in params},
+        velocity,
+    ), loss
+
+
 def momentum_raises(loss_fn, carry, batch):
     params, velocity = carry
     return params - velocity, 0.0
@@ -242,6 +274,10 @@ def loss_stops_gradient(params, inputs):
     return running_loss(jax.lax.stop_gradient(params), inputs)
 
 
+def loss_stops_at_readout(params, inputs):
+    return running_loss(params | {"readout": jax.lax.stop_gradient(params["readout"])}, inputs)
+
+
 def loss_leaves_jax(params, inputs):
     return float(running_loss(params, inputs))
 
@@ -286,10 +322,10 @@ def leaky():
 
 
 RIGHT = {
-    "5.1": (clip,),
-    "5.2": (momentum_step,),
-    "5.3": (running_loss,),
-    "5.4": (accumulator(),),
+    "5.1": [clip, clip_in_place],
+    "5.2": [momentum_step, momentum_in_place],
+    "5.3": [running_loss],
+    "5.4": [accumulator(), jax.tree.map(lambda array: array.tolist(), accumulator())],
 }
 
 NOT_STARTED = {
@@ -314,6 +350,7 @@ WRONG = [
     ("5.1", lambda gradients, max_norm: scaled(gradients, 0.3), "`max_norm` is 2.0"),
     ("5.1", clip_nothing, "Nothing is clipped"),
     ("5.1", clip_to_nan, "becomes NaN"),
+    ("5.1", clip_two_levels, "'values'. The gradient of this test is a dict that holds a tuple"),
     ("5.1", clip_flat, "the same arrays under the same names"),
     ("5.1", clip_raises, "`clip_raises` stopped with TypeError at line"),
     ("5.1", clip_raises, "return gradients / max_norm"),
@@ -358,6 +395,8 @@ WRONG = [
     ("5.2", momentum_late_loss, "that of the new params"),
     ("5.2", momentum_swapped, "returns the value first"),
     ("5.2", momentum_not_scannable, "jax.lax.scan over your momentum_step"),
+    ("5.2", momentum_one_level, "and 'dict'. Here params is a dict of dicts"),
+    ("5.2", lambda *args: (momentum_step(*args)[0], None), "an array of shape (), not None"),
     ("5.2", momentum_raises, "return params - velocity, 0.0"),
     ("5.3", loss_last_step, "Only the last step counts"),
     ("5.3", loss_of(lambda inputs: running(inputs)[:, -1:]), "cannot know yet"),
@@ -378,6 +417,7 @@ WRONG = [
     ("5.3", loss_of(running, reduce=lambda a: (a.mean(), a)), "the loss alone"),
     ("5.3", loss_of(running, reduce=lambda a: a), "Take the mean over the batch"),
     ("5.3", loss_stops_gradient, "The gradient of your loss is zero"),
+    ("5.3", loss_stops_at_readout, "on the way to some of the parameters"),
     ("5.3", loss_leaves_jax, "jax.grad of your running_loss"),
     ("5.3", loss_raises, """return params["gru"]["Wq"]"""),
     ("5.4", constant_one(), "does not use what is marked"),
@@ -387,6 +427,8 @@ WRONG = [
     ("5.4", {"gru": {}}, 'two entries "gru" and "readout"'),
     ("5.4", accumulator() | {"gru": {}}, "nine arrays of a GRU"),
     ("5.4", accumulator(Uz=jnp.zeros((2, 1))), "Uz has shape (2, 1)"),
+    ("5.4", accumulator(Wz=jnp.zeros((1, 1))), "`gru_sequence with your params` stopped"),
+    ("5.4", accumulator(bz=-20.0), '["bz"] has shape (); expected (1,). One for each unit'),
     ("5.4", accumulator(bh=jnp.array([jnp.nan])), "is not finite"),
     ("5.4", accumulator() | {"readout": {"w": jnp.ones(3), "c": jnp.array(0.0)}}, "shape (3,)"),
 ]
@@ -394,8 +436,9 @@ WRONG = [
 
 @pytest.mark.parametrize("number", RIGHT)
 def test_the_right_answer_is_right(number):
-    said, message = verdict(number, *RIGHT[number])
-    assert said == "right", message
+    for answer in RIGHT[number]:
+        said, message = verdict(number, answer)
+        assert said == "right", message
 
 
 @pytest.mark.parametrize("number", NOT_STARTED)

@@ -61,6 +61,18 @@ def _flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(array, np.float64)) for array in arrays])
 
 
+def _as_float32(tree: Any) -> Any:
+    """Return a copy with JAX's arrays: whoever gets it may change its dicts in place.
+
+    A list is an array here, not a part of the nesting.
+    """
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float32),
+        tree,
+        is_leaf=lambda part: isinstance(part, list),
+    )
+
+
 # ---------------------------------------------------------------------------------------- 5.1
 
 
@@ -75,11 +87,10 @@ def check_clip(clip_by_global_norm: Callable) -> str:
         "readout": {"c": np.array(1.5), "w": np.array([-2.0, 0.75])},
     }
     norm, largest = _norm(gradients), 2.0
-    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), gradients)
     by_array = sum(np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradients))
     numbers = _flat(gradients)
     root_mean, highest = norm / np.sqrt(numbers.size), np.abs(numbers).max()
-    clipped = run(clip_by_global_norm, given, largest)
+    clipped = run(clip_by_global_norm, _as_float32(gradients), largest)
     _expect_tree(
         clipped,
         _map(lambda g: g * largest / norm, gradients),
@@ -120,7 +131,7 @@ def check_clip(clip_by_global_norm: Callable) -> str:
         f"The norm of all numbers is {norm:.4g} here, and `max_norm` is {largest}.",
     )
     _expect_tree(
-        run(clip_by_global_norm, given, 2 * norm),
+        run(clip_by_global_norm, _as_float32(gradients), 2 * norm),
         gradients,
         "a gradient that is short enough already",
         {
@@ -128,7 +139,8 @@ def check_clip(clip_by_global_norm: Callable) -> str:
             "`max_norm`.": _map(lambda g: 2 * g, gradients),
         },
     )
-    nothing = jax.tree.map(jnp.zeros_like, given)
+    _expect_any_nesting(clip_by_global_norm, gradients, largest)
+    nothing = jax.tree.map(jnp.zeros_like, _as_float32(gradients))
     for leaf in jax.tree.leaves(run(clip_by_global_norm, nothing, largest)):
         if not np.isfinite(np.asarray(leaf)).all():
             raise Wrong(
@@ -136,6 +148,24 @@ def check_clip(clip_by_global_norm: Callable) -> str:
                 "for example with `jnp.minimum`."
             )
     return "one factor for all arrays, and only when the gradient is too long."
+
+
+def _expect_any_nesting(clip_by_global_norm: Callable, gradients: dict, largest: float) -> None:
+    """Raise `Wrong` unless a gradient with a tuple in it is clipped, too."""
+    nested = {"layers": tuple(gradients.values())}
+    try:
+        _expect_tree(
+            run(clip_by_global_norm, _as_float32(nested), largest),
+            _map(lambda g: g * largest / _norm(gradients), nested),
+            "the clipped gradient",
+            {},
+        )
+    except Wrong as wrong:
+        raise Wrong(
+            f"{str(wrong).rstrip('.')}. The gradient of this test is a dict that holds a tuple of "
+            "dicts, and a pytree may be nested in any way. `jax.tree.leaves` finds its arrays, "
+            "whatever it is."
+        ) from None
 
 
 # ---------------------------------------------------------------------------------------- 5.2
@@ -171,10 +201,9 @@ def check_momentum_step(momentum_step: Callable) -> str:
         return _map(change, velocity, gradient)
 
     decayed = turned(lambda v, g: DECAY * v + g)
-    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, velocity))
-    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batch)
+    start, given = (params, velocity), _as_float32(batch)
 
-    result = run(momentum_step, _line_loss, start, given)
+    result = run(momentum_step, _line_loss, _as_float32(start), given)
     if not isinstance(result, tuple) or len(result) != 2:
         raise Wrong(
             "a scan body returns two things, the new carry and this step's output: "
@@ -267,34 +296,48 @@ def check_momentum_step(momentum_step: Callable) -> str:
         },
         otherwise="It is what `loss_fn(params, batch)` gives at the params that came in.",
     )
-    _expect_arguments_used(momentum_step, start, given, (params, velocity), gradient)
+    _expect_arguments_used(momentum_step, start, given, gradient)
 
     expected_params, expected_velocity = params, velocity
     for batch in zip(*batches):
         _, gradient = _line_gradient(expected_params, batch)
         expected_velocity = _map(lambda v, g: DECAY * v + g, expected_velocity, gradient)
         expected_params = _map(lambda p, v: p - RATE * v, expected_params, expected_velocity)
-    stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batches)
+    stacked = _as_float32(batches)
+
+    def nested_loss(params, batch):
+        return _line_loss(params["line"], batch)
 
     def scanned():
-        return jax.lax.scan(partial(momentum_step, _line_loss), start, stacked)
+        nested = tuple({"line": part} for part in _as_float32(start))
+        return jax.lax.scan(partial(momentum_step, nested_loss), nested, stacked)
 
     scanned.__name__ = "jax.lax.scan over your momentum_step"
-    carry, losses = run(scanned)
-    _expect_tree(carry[0], expected_params, "the params after a scan over three batches", {})
+    try:
+        carry, losses = run(scanned)
+    except Wrong as wrong:
+        if "dict" not in str(wrong):
+            raise
+        raise Wrong(
+            f"{str(wrong).rstrip('.')}. Here params is a dict of dicts, as in this chapter: "
+            "`jax.tree.map` reaches the arrays in any nesting."
+        ) from None
+    expected = {"line": expected_params}
+    _expect_tree(carry[0], expected, "the params after a scan over three batches", {})
     expect_array(losses, (3,), "the losses of a scan over three batches")
     return "three batches in one scan: params, velocity and losses are right."
 
 
 def _expect_arguments_used(
-    momentum_step: Callable, start: tuple, batch: tuple, exact: tuple, gradient: dict
+    momentum_step: Callable, start: tuple, batch: tuple, gradient: dict
 ) -> None:
     """Raise `Wrong` unless the step follows a learning rate and a decay that it is given."""
     rate, decay = 0.25, 0.5
-    result = run(momentum_step, _line_loss, start, batch, learning_rate=rate, decay=decay)
+    given = _as_float32(start)
+    result = run(momentum_step, _line_loss, given, batch, learning_rate=rate, decay=decay)
 
     def moved(rate: float, decay: float) -> dict:
-        return _map(lambda p, v, g: p - rate * (decay * v + g), *exact, gradient)
+        return _map(lambda p, v, g: p - rate * (decay * v + g), *start, gradient)
 
     _expect_tree(
         result[0][0],
@@ -369,7 +412,7 @@ def check_running_loss(running_loss: Callable) -> str:
     predicted = predictions(params)
     before = np.concatenate([np.full((batch_size, 1), params["readout"]["c"]), predicted], axis=1)
     squares = (predicted - running) ** 2
-    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, inputs))
+    given = _as_float32((params, inputs))
     loss = run(running_loss, *given)
     if isinstance(loss, tuple | list):
         raise Wrong("return the loss alone: one number.")
@@ -453,6 +496,8 @@ def check_running_loss(running_loss: Callable) -> str:
             "The gradient of your loss is zero: something stops it on its way, such as "
             "`jax.lax.stop_gradient` or a detour through NumPy.": 0.0
         },
+        otherwise="The loss itself is right, so on the way to some of the parameters something "
+        "stops the gradient or changes it.",
     )
     return "every step has its target, and the gradient flows."
 
@@ -472,15 +517,18 @@ def check_any_length(params: dict) -> str:
     if not isinstance(readout, dict) or set(readout) != {"w", "c"}:
         raise Wrong('params["readout"] should be a dict with the entries "w" and "c".')
     expect_array(readout["c"], (), 'params["readout"]["c"]')
-    try:
-        hidden_dim = len(params["gru"]["bz"])
-    except (KeyError, TypeError):
-        raise Wrong(
-            'params["gru"] should hold the nine arrays of a GRU, "bz" among them.'
-        ) from None
+    if not isinstance(params["gru"], dict) or "bz" not in params["gru"]:
+        raise Wrong('params["gru"] should hold the nine arrays of a GRU, "bz" among them.')
+    hidden_dim = np.size(params["gru"]["bz"])
+    expect_array(params["gru"]["bz"], (hidden_dim,), 'params["gru"]["bz"]', "One for each unit.")
     expect_array(readout["w"], (hidden_dim,), 'params["readout"]["w"]')
     params = run(_as_float32, params)
-    errors = {length: float(run(_mean_squared_error, params, length)) for length in LENGTHS}
+
+    def network(length):
+        return float(_mean_squared_error(params, length))
+
+    network.__name__ = "gru_sequence with your params"
+    errors = {length: run(network, length) for length in LENGTHS}
     said = ", ".join(f"{error:.2g} at length {length}" for length, error in errors.items())
     if not all(np.isfinite(error) for error in errors.values()):
         raise Wrong(f"the mean squared error on fresh sequences is not finite: {said}.")
@@ -504,10 +552,6 @@ def check_any_length(params: dict) -> str:
             "0.083: is the first one lost on the way?"
         )
     raise Wrong(f"the mean squared error is {said}: close. The goal is {GOAL} at every length.")
-
-
-def _as_float32(params: dict) -> dict:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
 
 
 @partial(jax.jit, static_argnums=1)
