@@ -104,6 +104,7 @@ WRONG = [
     ("2.3", lambda: unit(Wz=40, bz=-20, bh=20), "update gate is 1.000 at a pulse"),
     ("2.3", lambda: unit(Wz=20, bz=-20, bh=0.5), "candidate is 0.462"),
     ("2.3", lambda: unit(**COUNTER, Uz=2), "The first pulse is counted, but after 2 pulses"),
+    ("2.3", lambda: unit(Wz=40, bz=-20, bh=np.arctanh(0.5)), "let the gate be 0.5 and the"),
     ("2.3", lambda: unit(Wz=8, bz=-8, Wh=20), "while it waits it forgets"),
     ("2.3", lambda: unit(**COUNTER) | {"Wz": 20.0}, "Wz has shape ()"),
     ("2.4", lambda: unit(bz=20, Wh=1), "the highest value fades"),

@@ -153,7 +153,7 @@ RIGHT = {
     "1.1": [leaky(right_update), scan_leaky_states, jax.jit(scan_leaky_states)],
     "1.2": [reaching(), jax_reach],
     "1.3": [backward(), backward_by_grad],
-    "1.4": [rotation(), rotation(turns=-1), rotation(turns=5)],
+    "1.4": [rotation(), rotation(turns=-1), lambda steps: rotation(turns=steps - 1)(steps)],
 }
 
 STARTERS = {
@@ -224,9 +224,11 @@ WRONG = [
     ("1.3", backward(sign=-1), "wrong sign"),
     ("1.3", backward(counted=False), "still 0"),
     ("1.3", backward(per_unit=True), "sum over the units"),
+    ("1.3", lambda p, z, h, x, d: backward()(p, z, 0 * h, x, d), "Start from `initial_h`"),
     ("1.3", lambda *args: (args[-1], 0.0), "carried back inside the loop"),
     ("1.3", lambda *args: args[-1], "return two things"),
     ("1.4", lambda steps: np.eye(2), "does not move at all"),
+    ("1.4", rotation(turns=5), "with clock_weights(5) the state does not move"),
     ("1.4", rotation(turns=2), "it should take 12, and not fewer"),
     ("1.4", lambda steps: np.array([[0.0, 1.0], [1.0, 0.0]]), "is back after only 2 steps"),
     ("1.4", rotation(degrees=True), "take radians"),

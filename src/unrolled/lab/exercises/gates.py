@@ -151,6 +151,14 @@ def counter(function: Callable[[], Any]) -> str:
     quick = _states(params, pulses)
     if np.abs(quick - expected).max() > 5e-3:
         n = int(np.argmax(np.abs(quick - expected) > 5e-3)) + 1
+        update, _, candidate = _gates(params, 0.0, 1.0)
+        if abs(update - 0.5) > 2e-3:
+            raise Wrong(
+                f"After the first pulse the state is 0.5, made of an update gate of {update:.3f} "
+                f"times a candidate of {candidate:.3f}, but after {n} pulses it is "
+                f"{quick[n - 1]:.3f}; expected {expected[n - 1]:.3f}. To go half of the way to 1 "
+                "at every pulse, let the gate be 0.5 and the candidate 1."
+            )
         raise Wrong(
             f"The first pulse is counted, but after {n} pulses the state is {quick[n - 1]:.3f}; "
             f"expected {expected[n - 1]:.3f}. The gate and the candidate must be the same at every "

@@ -223,7 +223,8 @@ def additive_backward(function: Callable) -> str:
 
     def correct(*mistakes: str) -> tuple[np.ndarray, float]:
         forward = z if "exchanged forwards" not in mistakes else 1 - z
-        states, candidates = [initial_h.astype(np.float64)], []
+        start = np.zeros(3) if "from zeros" in mistakes else initial_h.astype(np.float64)
+        states, candidates = [start], []
         for x_t in inputs:
             candidates.append(np.tanh(W @ x_t + U @ states[-1] + b))
             states.append((1 - forward) * states[-1] + forward * candidates[-1])
@@ -293,6 +294,9 @@ def additive_backward(function: Callable) -> str:
             "dL/dh_0: this is dL/dh_1. One step back is still to be made.": (
                 correct("stops early")[0]
             ),
+            "dL/dh_0: the way forward starts from zeros. Start from `initial_h`.": (
+                correct("from zeros")[0]
+            ),
             "dL/dh_0 is `delta` as it came in: is it carried back inside the loop?": delta,
         },
         tolerance=1e-4,
@@ -327,7 +331,7 @@ def additive_backward(function: Callable) -> str:
 @exercise("1.4", "Two units that never forget", "open")
 def clock_weights(function: Callable) -> str:
     turns = {}
-    for steps in (12, 7):
+    for steps in (12, 7, 5):
         turns[steps] = U = expect_array(
             run(function, steps), (2, 2), "the matrix", "Two units need a (2, 2) matrix."
         )
