@@ -186,10 +186,17 @@ def initial_state_gradient(function) -> str:
             "this is a tuple of one gradient: `argnums=(1,)` gives a tuple, `argnums=1` the "
             "gradient itself."
         )
-    if isinstance(result, (tuple, list)):
+    if isinstance(result, (tuple, list)) and any(
+        isinstance(one, dict) or np.ndim(one) for one in result
+    ):
+        value_first = not isinstance(result[0], dict) and np.ndim(result[0]) == 0
         raise Wrong(
             f"this is a {type(result).__name__} of {len(result)}; expected the gradient alone. "
-            "value_and_grad returns the value as well; grad does not."
+            + (
+                "value_and_grad returns the value as well; grad does not."
+                if value_first
+                else "With several `argnums` there is one gradient for each: `argnums=1` is enough."
+            )
         )
     shape = getattr(result, "shape", None)
     if shape == inputs.shape:
@@ -257,7 +264,8 @@ def _reset_after_backward(params, h_prev, x_t, d_h, mistake: str = "") -> np.nda
     written = 1 - update if mistake == "exchanged" else update  # the share of the candidate
     direction = -1 if mistake in ("sign", "exchanged") else 1
     d_a_h = d_h * written * (1 if mistake == "tanh" else 1 - candidate**2)
-    d_a_z = direction * d_h * (candidate - h_prev) * slope(update, "update")
+    blended = candidate if mistake == "h_prev lost" else candidate - h_prev
+    d_a_z = direction * d_h * blended * slope(update, "update")
     if mistake in ("forward of the chapter", "reset before"):
         through_candidate = reset * (turned("Uh") @ d_a_h)
         d_reset = (turned("Uh") @ d_a_h) * h_prev
@@ -300,6 +308,8 @@ BACKWARD_MISTAKES = {
     "sigmoid": "the slope of the sigmoid is missing: a gate's gradient times gate * (1 - gate).",
     "sign": "the gradient of the update gate has the wrong sign: a larger update means more "
     "candidate and less h_prev.",
+    "h_prev lost": "in the gradient of the update gate h_prev is missing: more update also means "
+    "less of h_prev, so its factor is candidate - h_prev.",
     "reset lost": "the path through the candidate forgets the reset gate: recurrent was "
     "multiplied by reset, so what comes back is, too.",
     "wrong factor": "the gradient of reset has the wrong factor: what stood next to reset in the "
