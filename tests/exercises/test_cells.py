@@ -182,6 +182,18 @@ class OnlyTheCandidateSees(OneWeightForEachUnit):
     seen = ("candidate",)
 
 
+class ShownInPart(OneWeightForEachUnit):
+    """One weight for each unit acts on the output only, as an output gate does."""
+
+    def __init__(self, in_features, hidden_features, *, rngs):
+        super().__init__(in_features, hidden_features, rngs=rngs)
+        self.shown = nnx.Param(jnp.ones(hidden_features))
+
+    def __call__(self, carry, inputs):
+        carry, _ = super().__call__(carry, inputs)
+        return carry, nnx.sigmoid(self.shown[...]) * carry
+
+
 def one_array(self, carry, inputs):
     return jnp.tanh(self.dense_i(inputs) + self.dense_h(carry))
 
@@ -227,6 +239,14 @@ def old_output(self, carry, inputs):
 
 class Inherited(unrolled.SimpleCell):
     pass
+
+
+class BiasOfTheState(Simple):
+    hidden_bias = True
+
+    def __init__(self, in_features, hidden_features, *, rngs):
+        super().__init__(in_features, hidden_features, rngs=rngs)
+        self.dense_i = nnx.Linear(in_features, hidden_features, use_bias=False, rngs=rngs)
 
 
 class WrongWayRound(Simple):
@@ -295,7 +315,7 @@ RIGHT = {
     "6.1": [right_sizes],
     "6.2": [Simple],
     "6.3": [stranger()],
-    "6.4": [Gated, OneWeightForEachUnit, OnlyTheGateSees, OnlyTheCandidateSees],
+    "6.4": [Gated, OneWeightForEachUnit, OnlyTheGateSees, OnlyTheCandidateSees, ShownInPart],
 }
 
 STARTERS = {
@@ -316,9 +336,11 @@ WRONG = [
     ("6.1", lambda m: sizes(m, nnx.Param, size=lambda a: sum(a.shape)), "add up the axes"),
     ("6.1", lambda m: sizes(m, nnx.Param, size=lambda a: a.shape[-1]), "the last axes"),
     ("6.1", lambda m: sizes(m, nnx.Param, join=lambda path: [*path][-1]), "last part of each path"),
+    ("6.1", lambda m: sizes(m, nnx.Param, size=lambda a: str(a.size)), "not a list"),
     ("6.1", lambda m: sum(right_sizes(m).values()), "expected a dict"),
     ("6.2", Simple(3, 4, rngs=nnx.Rngs(0)), "the class itself"),
     ("6.2", simple(hidden_bias=True), "Both layers have a bias"),
+    ("6.2", BiasOfTheState, "The only bias is dense_h.bias"),
     ("6.2", simple(columns=3), "has no gates"),
     ("6.2", simple(initialize_carry=carry_without_batch), "Keep the batch dimensions"),
     ("6.2", simple(initialize_carry=carry_like_inputs), "replace the last one"),

@@ -125,6 +125,9 @@ def check_simple_cell(cell_class: Callable[..., Any]) -> str:
             raise Wrong(
                 "Both layers have a bias, and the two would only be added. Give one of them "
                 "use_bias=False: dense_h."
+                if "dense_i.bias" in given
+                else "The only bias is dense_h.bias. In unrolled.SimpleCell it is dense_i.bias, "
+                "and weights move by path: give use_bias=False to dense_h, not to dense_i."
             )
         if set(wanted) == set(given):
             path = next(path for path in wanted if given[path] != wanted[path])
@@ -400,23 +403,29 @@ def _expect_scan(cell: Any, inputs: np.ndarray) -> None:
 
 def _expect_used(cell: Any, carry: np.ndarray, inputs: np.ndarray) -> None:
     graphdef, state = nnx.split(cell)
-    weights = np.random.default_rng(0).normal(size=carry.shape)
+    weights = np.random.default_rng(0).normal(size=(2, *carry.shape))
 
     @jax.jit
     def gradients(state, carry, inputs):
         def weighted(state, carry, inputs):
-            return jnp.sum(weights * nnx.merge(graphdef, state)(carry, inputs)[0])
+            pair = nnx.merge(graphdef, state)(carry, inputs)
+            return [jnp.sum(weight * part) for weight, part in zip(weights, pair)]
 
-        return jax.grad(weighted, argnums=(0, 1, 2))(state, carry, inputs)
+        (new, output), back = jax.vjp(weighted, state, carry, inputs)
+        return back([new * 0 + 1, output * 0]), back([new * 0, output * 0 + 1])[0]
 
     arrays = (jnp.asarray(array, jnp.float32) for array in (carry, inputs))
-    by_state, by_carry, by_inputs = gradients(state, *arrays)
+    (by_state, by_carry, by_inputs), of_output = gradients(state, *arrays)
     for name, gradient in {"old state": by_carry, "input": by_inputs}.items():
         if np.abs(gradient).max() < 1e-7:
             raise Wrong(f"The new state does not depend on the {name}.")
+    of_output = _named(of_output)
     for path, gradient in _named(by_state).items():
-        if np.abs(gradient).max() < 1e-7:
-            raise Wrong(f"The parameter {path} has no effect on the new state.")
+        if max(np.abs(gradient).max(), np.abs(of_output[path]).max()) < 1e-7:
+            raise Wrong(
+                f"The parameter {path} has no effect on the new state, nor on the output: its "
+                "gradient is zero."
+            )
     _expect_state_seen(cell, carry, inputs)
 
 
