@@ -128,11 +128,15 @@ WRONG = [
     ("7.2", lambda params: fuse(params, stack=np.stack), "axis of their own"),
     ("7.2", lambda params: fuse(params, stack=interleaved), "interleaved"),
     ("7.2", lambda params: [fuse(params)[place] for place in (0, 2, 1)], "order is W, U, b"),
+    ("7.2", lambda params: [fuse(params)[place] for place in (1, 0, 2)], "the shape of U"),
     ("7.2", lambda params: tuple(2 * array for array in fuse(params)), "unchanged"),
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {}}, bg=20), "With no pulse at all"),
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {"g": 1}}), "memory is 0.762; expected 1"),
     ("7.3", lambda: two_inputs(**COUNTER | {"bf": 3}), "quiet steps later"),
     ("7.3", lambda: two_inputs(**COUNTER | {"first": {"g": 20, "f": -18}}), "after 50 in a row"),
+    ("7.3", lambda: two_inputs(**COUNTER | {"first": {"g": 4}}), "each pulse adds 0.99933"),
+    ("7.3", lambda: two_inputs(**COUNTER, Ug=-5), "a gate or g looks at it"),
+    ("7.3", lambda: two_inputs(**COUNTER | {"bf": 3}, Ui=1), "quiet steps later the memory"),
     ("7.3", lambda: two_inputs(**COUNTER | {"bf": 12}), "and 49.217 after 50 pulses"),
     ("7.3", lambda: two_inputs(**COUNTER | {"bf": 15}), "With 100 quiet steps after each pulse"),
     ("7.3", lambda: two_inputs(**COUNTER | {"second": {}}), "and a reset the memory is 50.000"),
@@ -144,6 +148,7 @@ WRONG = [
     ("7.4", lambda: unit(**FLIP_FLOP | {"bf": 2}), "The first pulse works, but after"),
     ("7.4", lambda: unit(**FLIP_FLOP | {"Ug": 0}), "opposite sign"),
     ("7.4", lambda: unit(**FLIP_FLOP | {"Wf": 0}), "must go"),
+    ("7.4", lambda: unit(**FLIP_FLOP | {"bf": 5, "Uf": 12}), "whatever the sign of h is"),
     ("7.4", lambda: list(unit().values()), "expected a dict"),
 ]
 

@@ -102,6 +102,8 @@ def fuse(function: Callable[[Arrays], Any]) -> str:
             hint = "Each of the four is transposed. In this dict they already stand to the left."
         elif np.shape(array) == (4, hidden, *rows[1:]):
             hint = "The gates have an axis of their own. Join them along the axis that is there."
+        elif kind == "W" and [np.shape(a)[1:] for a in fused[:2]] == [(hidden,), (inputs,)]:
+            hint = "That is the shape of U: the order is W, U, b."
         array = expect_array(array, rows, kind, hint)
         expect_close(
             array,
@@ -145,12 +147,24 @@ def resettable_counter(function: Callable[[], Any]) -> str:
         )
     waited = _memories(params, [pulse] + [quiet] * 100)[-1]
     if abs(waited - 1) > 0.01:
+        blind = params | {"U" + gate: np.zeros((1, 1)) for gate in "ifgo"}
+        if abs(_memories(blind, [pulse] + [quiet] * 100)[-1] - 1) <= 0.01:
+            raise Wrong(
+                f"One pulse is counted, but 100 quiet steps later the memory is {waited:.3f}: "
+                "after a pulse h is no longer 0, and a gate or g looks at it. Set Ui, Uf and Ug "
+                "to 0."
+            )
         raise Wrong(
             f"One pulse is counted, but 100 quiet steps later the memory is {waited:.3f}: the "
             "forget gate is not close enough to 1 when both inputs are 0."
         )
     fifty = _memories(params, [pulse] * 50)[-1]
     if abs(fifty - 50) > 0.01:
+        if abs(fifty - 50 * first) < 1e-3:
+            raise Wrong(
+                f"Nothing is forgotten, but each pulse adds {first:.5f}, so that after 50 in a row "
+                f"the memory is {fifty:.3f}. Bring i and g closer to 1 at a pulse."
+            )
         raise Wrong(
             f"The first pulse is counted, but after 50 in a row the memory is {fifty:.3f}. At a "
             "pulse, too, the forget gate must be 1, and no gate should look at h."
@@ -208,8 +222,15 @@ def flip_flop(function: Callable[[], Any]) -> str:
         sign = np.repeat(np.where(np.arange(9) % 2 == 0, 1.0, -1.0), gap + 1)
         bad = np.flatnonzero(shown * sign < 0.5)
         if bad.size:
-            pulses = int(bad[0]) // (gap + 1) + 1
+            pulses, quiet = divmod(int(bad[0]), gap + 1)
+            pulses += 1
             wanted = "at least 0.5" if sign[bad[0]] > 0 else "-0.5 or less"
+            if quiet:
+                raise Wrong(
+                    f"{pulses} pulses work, but {quiet} quiet steps after them h is "
+                    f"{shown[bad[0]]:.3f}; expected {wanted}. Without a pulse keep everything "
+                    "(f = 1) and write nothing (i = 0), whatever the sign of h is."
+                )
             raise Wrong(
                 f"With {gap} quiet steps between the pulses h is {shown[bad[0]]:.3f} after "
                 f"{pulses} pulses; expected {wanted}. At a pulse the old memory must go (f = 0), "
