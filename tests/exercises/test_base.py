@@ -150,6 +150,10 @@ def test_shapes_dtypes_and_nan_are_named():
         expect_array([np.nan], (1,))
     with pytest.raises(Wrong, match="should hold real numbers"):
         expect_array(jnp.ones(3) * 1j, (3,))
+    with pytest.raises(Wrong, match=r"should be an array of shape \(\), not None"):
+        expect_array(None, ())
+    with pytest.raises(Wrong, match=r"should be an array of shape \(2,\), not a list"):
+        expect_array(["12", "8"], (2,))
     with pytest.raises(NotStarted):
         expect_array(..., (1,))
     np.testing.assert_array_equal(expect_array(jnp.ones(2, jnp.bfloat16), (2,)), np.ones(2))

@@ -228,6 +228,17 @@ def one_number_at_a_time(xs):
     return jax.lax.fori_loop(0, len(xs), body, jnp.full(len(xs), -jnp.inf))
 
 
+def scan_without_sequences(xs):
+    """All is in the carry: the numbers that are read and the maxima that come out."""
+
+    def step(carry, _):
+        t, highest, maxima = carry
+        highest = jnp.maximum(highest, xs[t])
+        return (t + 1, highest, maxima.at[t].set(highest)), None
+
+    return jax.lax.scan(step, (0, xs[0], xs), None, length=len(xs))[0][2]
+
+
 def raises(*arguments):
     return undefined_name  # noqa: F821
 
@@ -281,7 +292,8 @@ WRONG = {
         (running_max(part=None), "return only the outputs"),
         (lambda xs: jnp.cumsum(xs) * 0.5, "after each of -3, -5 and -1"),
         (lambda xs: jax.lax.cummax(xs), "there is no scan in it"),
-        (one_number_at_a_time, "its loop is no scan"),
+        (one_number_at_a_time, "nor stacks outputs, which is what a scan is for"),
+        (scan_without_sequences, "hand in what each step reads as its third argument"),
         (lambda xs: np.maximum.accumulate(np.asarray(xs)), "cannot trace"),
         (lambda xs: None, "returned None"),
         (lambda xs: xs[:3], "There is one for each number"),

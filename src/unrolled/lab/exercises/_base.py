@@ -119,6 +119,8 @@ def expect_array(
     have, contain = ("have", "contain") if _is_plural(name) else ("has", "contains")
     try:
         array = np.asarray(value)
+        if value is None or array.dtype.kind in "US":  # NumPy would read NaN, or the text
+            raise TypeError
         if np.iscomplexobj(array):
             raise Wrong(
                 f"{name} should hold real numbers, like every weight and state in the book, but "

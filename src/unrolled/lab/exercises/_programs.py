@@ -39,7 +39,11 @@ def one_scan(function: Callable, *arguments: Any) -> Any:
         )
     (loop,) = found
     if loop.primitive.name != "scan" or not _takes_or_gives_steps(loop):
-        raise Wrong("the function runs, but its loop is no scan. Write it with `jax.lax.scan`.")
+        raise Wrong(
+            "the function runs, but its loop neither takes its inputs one by one nor stacks "
+            "outputs, which is what a scan is for. Write it with `jax.lax.scan`, hand in what each "
+            "step reads as its third argument, and let the step return what is to be stacked."
+        )
     return loop
 
 
