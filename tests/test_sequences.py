@@ -129,6 +129,18 @@ def test_lengths_under_jit_are_clamped_and_lists_are_accepted():
 
 
 @pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+)
+def test_under_jit_lengths_of_every_dtype_are_what_they_are_outside(dtype):
+    with jax.enable_x64(dtype.endswith("64")):
+        lengths = jnp.array([0, 1, 100, min(300, jnp.iinfo(dtype).max)], dtype)
+        masked = jax.jit(lambda n: sequence_mask(n, 300))
+        np.testing.assert_array_equal(masked(lengths), sequence_mask(lengths, 300))
+        largest = jnp.array([jnp.iinfo(dtype).max], dtype)
+        assert masked(largest).sum() == min(300, jnp.iinfo(dtype).max)
+
+
+@pytest.mark.parametrize(
     "lengths, error, message",
     [
         ([1.0, 2.0], TypeError, "dtype float.*whole numbers.*astype"),

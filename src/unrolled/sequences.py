@@ -60,6 +60,8 @@ def check_seq_lengths(
             "each sequence of the batch. From a mask, count the valid steps: mask.sum(time_axis)."
         )
     if not known:
+        if jnp.iinfo(lengths.dtype).bits < 32:
+            lengths = lengths.astype(jnp.int32)  # num_steps may be beyond what a byte can hold
         return jnp.clip(lengths, 0, num_steps).astype(jnp.int32)
     if lengths.size and lengths.min() < 0:
         raise ValueError(
