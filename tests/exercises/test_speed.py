@@ -105,6 +105,20 @@ def lstm_memory_twice(weights, carry, inputs):
     return (c, c), states
 
 
+def lstm_multiplies_by_each_square(weights, carry, inputs):
+    squares = four(weights["U"])
+
+    def step(carry, projected):
+        carry = lstm_gate(carry[0], projected, [carry[1] @ square for square in squares])
+        return carry, carry[1]
+
+    return jax.lax.scan(step, carry, tuple(four(inputs @ weights["W"] + weights["b"])))
+
+
+def lstm_from_zero(weights, carry, inputs):
+    return lstm(weights, jax.tree.map(jnp.zeros_like, carry), inputs)
+
+
 def lstm_python_loop(weights, carry, inputs):
     states = []
     for x in inputs:
@@ -138,7 +152,9 @@ def lstm_raises(weights, carry, inputs):
         (lstm_memory_twice, "(c, c)"),
         (lstm_start_exchanged, "exchanged"),
         (lstm_carry_exchanged, "(h, c)"),
-        (lstm_not_hoisted, "loop holds 2 products"),
+        (lstm_from_zero, "start with zeros"),
+        (lstm_not_hoisted, "loop holds 2 products. The inputs' products do not wait"),
+        (lstm_multiplies_by_each_square, "4 products. One does: multiply h by all of U"),
         (lstm_one_array, "cuts one array"),
         (lstm_stacked, "one for each gate"),
         (lstm_python_loop, "5 loops"),
@@ -198,6 +214,18 @@ def smallest_never_infinite(*machine):
     return found if found < math.inf else 10_000
 
 
+def smallest_divides_by_nothing(hidden, gates, peak, bandwidth):
+    """Forgets the batch for which the intensity would have to be infinite."""
+    ratio = peak / bandwidth
+    slope = 2 * gates * hidden - 4 * ratio * (1 + gates)
+    return math.inf if slope < 0 else math.ceil(4 * ratio * gates * hidden / slope)
+
+
+def smallest_below_the_limit(hidden, gates, peak, bandwidth):
+    limit = gates * hidden / (2 * (1 + gates))
+    return smallest(hidden, gates, peak, bandwidth) if limit != peak / bandwidth else 10_000
+
+
 def smallest_array(*machine):
     return [1, 2]
 
@@ -220,6 +248,8 @@ def smallest_raises(*machine):
         (smallest_ratio_upside_down, "divided bandwidth by peak"),
         (smallest_never_infinite, "math.inf"),
         (lambda *machine: 7, "intensity is"),
+        (smallest_divides_by_nothing, "and never reaches it. Expected math.inf. (`smallest_div"),
+        (smallest_below_the_limit, "comes close to 16 and never reaches it. You say 10000"),
         (smallest_array, "one number"),
         (smallest_raises, "TypeError"),
     ],
@@ -401,6 +431,13 @@ def test_11_4_starter_and_right_answer(clock):
     assert verdict("11.4", loop_of())[0] == "right"
 
 
+def test_11_4_measures_slow_loops_less_often(monkeypatch):
+    now = iter(range(10_000))
+    monkeypatch.setattr("unrolled.lab.exercises.speed.time.perf_counter", lambda: next(now))
+    assert "1.00 times the speed" in verdict("11.4", loop_of())[1]
+    assert next(now) < 60
+
+
 def test_11_4_measures():
     assert verdict("11.4", loop_of())[0] in ("right", "not yet")
 
@@ -488,6 +525,22 @@ class WrongShapes(Minimal):
         )
 
 
+class OnePart(Minimal):
+    def gate(self, carry, projected, recurrent):
+        return super().gate(carry, projected, recurrent)[0]
+
+    def __call__(self, carry, inputs):
+        return carry, carry
+
+
+class Both(Minimal):
+    def gate(self, carry, projected, recurrent):
+        return 2 * super().gate(carry, projected, recurrent)
+
+    def __call__(self, carry, inputs):
+        return carry, carry
+
+
 class TooFew(Minimal):
     biases = (None,)
 
@@ -504,6 +557,8 @@ class TooFew(Minimal):
         (ForgetsUntold, "`recurrence` returned None"),
         (WrongShapes, "a kernel has shape (3, 10); expected (3, 5)"),
         (TooFew, "as many of each as there are gates"),
+        (OnePart, "shape (2, 5); expected a tuple with an array for each part of the carry"),
+        (Both, "returned 2 parts; expected a tuple"),
         (nnx.Linear, "`__call__`, `initialize_carry` and `recurrence`"),
         (lambda *sizes, rngs: sizes[7], "IndexError"),
     ],

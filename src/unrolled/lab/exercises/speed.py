@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import permutations
 from typing import Any
@@ -18,6 +18,7 @@ from unrolled.lab.exercises._base import (
     Criterion,
     NotStarted,
     Wrong,
+    describe,
     exercise,
     expect_array,
     expect_close,
@@ -63,6 +64,9 @@ def lstm_sequence(function: Callable) -> str:
         "You start with c and h exchanged: the carry is (c, h).": _lstm(
             weights, carry[::-1], inputs
         )[2],
+        "You start with zeros. The scan begins with the carry that is given.": _lstm(
+            weights, tuple(map(np.zeros_like, carry)), inputs
+        )[2],
         "The carry is not handed on: every step begins with the one that was given.": _lstm(
             weights, carry, inputs, keep=""
         )[2],
@@ -98,11 +102,16 @@ def lstm_sequence(function: Callable) -> str:
     expect_close(final[1], right[1], name="the last h", mistakes=both, otherwise=where)
 
     scan = _only_scan(function, *arguments)
-    inside = _count(scan.params["jaxpr"].jaxpr, "dot_general")
-    if inside > 1:
+    products = list(_factors(scan.params["jaxpr"].jaxpr))
+    if len(products) > 1:
+        of_inputs = features in products
         raise Wrong(
-            f"The numbers are right, but the loop holds {inside} products. The inputs' products "
-            "do not wait: compute them for all steps before the scan."
+            f"The numbers are right, but the loop holds {len(products)} products. "
+            + (
+                "The inputs' products do not wait: compute them for all steps before the scan."
+                if of_inputs
+                else "One does: multiply h by all of U, and split what comes out."
+            )
         )
     scanned = _scanned(scan)
     if any(size[-1:] == (4 * hidden,) for size in scanned):
@@ -190,14 +199,20 @@ def smallest_batch(function: Callable) -> str:
             f"{_intensity(got, hidden, gates):.4g} operations per byte, and the machine wants at "
             f"least {ratio:.4g}, by as few rows as possible."
         )
-    hidden, gates, peak, bandwidth = 16, 3, 1e13, 1e11
-    got = run(function, hidden, gates, peak, bandwidth)
-    if _number(got, "a narrow layer on a fast machine") != math.inf:
-        raise Wrong(
-            f"With {hidden} units, {gates} gates and {peak / bandwidth:g} operations per byte no "
-            f"batch is large enough: reading h and writing the product grow with B as well. You "
-            f"say {got}; expected math.inf."
+    for hidden, gates, peak, bandwidth in [(16, 3, 1e13, 1e11), (64, 1, 1.6e11, 1e10)]:
+        ratio, limit = peak / bandwidth, _intensity(math.inf, hidden, gates)
+        none = (
+            f"With {hidden} units, {gates} gates and {ratio:g} operations per byte no batch is "
+            "large enough: reading h and writing the product grow with B as well."
         )
+        if limit == ratio:
+            none = f"{none[:-1]}, so the intensity comes close to {limit:g} and never reaches it."
+        try:
+            got = _number(run(function, hidden, gates, peak, bandwidth), "a narrow layer")
+        except Wrong as wrong:
+            raise Wrong(f"{none} Expected math.inf. ({wrong})") from None
+        if got != math.inf:
+            raise Wrong(f"{none} You say {got:g}; expected math.inf.")
     return (
         "a wide layer needs a batch of about twice the machine's ratio, and a narrow one never "
         "reaches the roof, whatever the batch."
@@ -362,8 +377,8 @@ def worth_unrolling(function: Callable) -> str:
         expect_close(b, a, name="the unrolled result", tolerance=1e-3)
     best = 0.0
     for _ in range(3):  # a busy machine gets another chance
-        times = np.array([[_seconds(loop, carry, xs) for loop in loops] for _ in range(25)])
-        best = max(best, float(times[:, 0].min() / times[:, 1].min()))
+        plain, unrolled = _turn_by_turn(loops, carry, xs)
+        best = max(best, float(plain / unrolled))
         if best >= 1.15:
             return (
                 "the unrolled loop is faster: its steps are so short that the loop's own work "
@@ -399,6 +414,7 @@ def own_cell(cell_class: Callable) -> str:
     new, output = _one_step(cell, carry, inputs)
     recurrence = _recurrence_of(cell)
     parts = tuple(jax.tree.leaves(carry))
+    _expect_parts(recurrence, parts)
     elementwise = run(
         _called(lambda *given: gate_uses(*given) is not None, recurrence.gate),
         parts,
@@ -489,7 +505,7 @@ def _recurrence_of(cell: Any) -> Recurrence:
     recurrence = run(cell.recurrence)
     if not isinstance(recurrence, Recurrence):
         raise Wrong(
-            f"`recurrence` returned a {type(recurrence).__name__}; expected "
+            f"`recurrence` returned {describe(recurrence)}; expected "
             "`unrolled.scan.Recurrence(gate, weights)`."
         )
     kernels, biases, recurrent_kernels, recurrent_biases = recurrence.weights
@@ -509,6 +525,19 @@ def _recurrence_of(cell: Any) -> Recurrence:
             if array is not None:
                 expect_array(array, shape, name, "One for each gate: `jnp.split` cuts a joint one.")
     return recurrence
+
+
+def _expect_parts(recurrence: Recurrence, parts: tuple) -> None:
+    """Raise unless the gate makes a tuple of new parts of the carry."""
+    shares = parts[-1:] * len(recurrence.weights.kernels)
+    new = run(recurrence.gate, parts, shares, shares)
+    if not isinstance(new, tuple) or len(new) != len(parts):
+        found = f"{len(new)} parts" if isinstance(new, tuple) else describe(new)
+        raise Wrong(
+            f"The gate returned {found}; expected a tuple with an array for each part of the carry,"
+            f" of which there {'is' if len(parts) == 1 else 'are'} {len(parts)}, the hidden state "
+            "last."
+        )
 
 
 def _one_step_facts(
@@ -640,6 +669,14 @@ def _named(loop: Callable, function: Callable) -> Callable:
     return call
 
 
+def _turn_by_turn(loops: list[Callable], carry: Any, xs: Any) -> np.ndarray:
+    """The least seconds of each loop in 25 turns, or in as many as begin within two seconds."""
+    times, start = [], time.perf_counter()
+    while len(times) < 25 and (len(times) < 3 or time.perf_counter() - start < 2):
+        times.append([_seconds(loop, carry, xs) for loop in loops])
+    return np.min(times, axis=0)
+
+
 def _seconds(loop: Callable, carry: Any, xs: Any) -> float:
     start = time.perf_counter()
     jax.block_until_ready(loop(carry, xs))
@@ -667,6 +704,14 @@ def _scanned(scan: Any) -> list[tuple[int, ...]]:
     constants, carries, _ = scan_sizes(scan)
     step = scan.params["jaxpr"].jaxpr
     return [variable.aval.shape for variable in step.invars[constants + carries :]]
+
+
+def _factors(program: Any) -> Iterator[int]:
+    """Over how many numbers each product of a jaxpr sums."""
+    for equation in equations(program):
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            yield math.prod(equation.invars[0].aval.shape[axis] for axis in summed)
 
 
 def _count(program: Any, name: str) -> int:
