@@ -180,6 +180,20 @@ def safe_pmean(losses, valid, axis):
             lambda losses, valid, axis: jax.lax.psum(jnp.where(valid, losses, 0).sum(), axis),
             "sum of all valid losses",
         ),
+        (
+            lambda losses, valid, axis: (
+                jax.lax.psum(jnp.where(valid, losses, 0).sum(), axis)
+                / jax.lax.psum(jnp.maximum(valid.sum(), 1), axis)
+            ),
+            "counts as if it had one",
+        ),
+        (
+            lambda losses, valid, axis: (
+                jax.lax.pmean(jnp.where(valid, losses, 0).sum(), axis)
+                / jax.lax.psum(valid.sum(), axis)
+            ),
+            "or both by `pmean`",
+        ),
         (lambda losses, valid, axis: 2 * mean_loss(losses, valid, axis), "by hand, and count"),
         (lambda losses, valid, axis: losses, "one number"),
         (lambda losses, valid, axis: jax.lax.psum(losses.sum(), "nobody"), "nobody"),

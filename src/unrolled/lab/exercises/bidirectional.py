@@ -441,8 +441,8 @@ def _facts(network: Network) -> list[Criterion]:
         Criterion(
             "every step of a curve counts",
             blind.size == 0,
-            "Move the input there, and no score of 60 curves moves. Who has read it, and who has told the last "
-            "layer?",
+            "Move the input there, and no score of 60 curves moves. Who has read it, and who has "
+            "told the last layer?",
             f"nothing sees {_some(blind)}" if blind.size else "all 40 are seen",
         ),
     ]

@@ -15,6 +15,7 @@ from unrolled.lab.exercises._base import (
     Criterion,
     NotStarted,
     Wrong,
+    describe,
     exercise,
     expect_close,
     rubric,
@@ -41,7 +42,7 @@ def share(function: Callable) -> str:
         result = run(function, shape, spec, dict(mesh))
         call = f"share({shape}, {spec}, {mesh})"
         if not isinstance(result, tuple | list):
-            raise Wrong(f"{call} should be a tuple of sizes, not a {type(result).__name__}.")
+            raise Wrong(f"{call} should be a tuple of sizes, not {describe(result)}.")
         if len(result) != len(shape):
             raise Wrong(
                 f"{call} has {len(result)} sizes, the array has {len(shape)} dimensions. A short "
@@ -167,6 +168,12 @@ def mean_loss(function: Callable) -> str:
                 "The sum has been exchanged, the count has not: each device divides by its "
                 "own.": sums.sum() / np.maximum(valid.sum(axis=1), 1),
                 "The count has been exchanged, the sum has not.": sums / valid.sum(),
+                "A device without a valid row counts as if it had one. Only the count of all "
+                "devices is divided by, and that is not zero.": np.full(
+                    4, sums.sum() / np.maximum(valid.sum(axis=1), 1).sum()
+                ),
+                "The sum is that of `pmean`, which is divided by the number of devices; the count "
+                "is not. Both by `psum`, or both by `pmean`.": np.full(4, right / 4),
                 "This is the sum of all valid losses. Divide by their count.": np.full(
                     4, sums.sum()
                 ),

@@ -14,6 +14,7 @@ from unrolled.lab.exercises._base import (
     Criterion,
     NotStarted,
     Wrong,
+    describe,
     exercise,
     expect_close,
     rubric,
@@ -171,7 +172,7 @@ def _segments() -> tuple[tuple, dict]:
     rng = np.random.default_rng(143)
     U, W = (jnp.asarray(0.6 * rng.normal(size=shape), jnp.float32) for shape in ((3, 3), (3, 2)))
     params = {"U": U, "W": W}
-    first, second = (jnp.asarray(rng.normal(size=(4, 2)), jnp.float32) for _ in range(2))
+    first, second = (jnp.asarray(rng.normal(size=(n, 2)), jnp.float32) for n in (4, 3))
     carry = jnp.asarray(rng.normal(size=3), jnp.float32)
 
     def whole(params, cut=False, forgotten=False, of_last=0.0):
@@ -212,8 +213,8 @@ def across_the_cut(function: Callable) -> str:
 
     result = run(function, loss_of, dict(params), carry, first, second)
     if not isinstance(result, dict) or set(result) != {"U", "W"}:
-        kind = type(result).__name__
-        raise Wrong(f"Return the gradient, a dict like `params` with U and W, not a {kind}.")
+        what = describe(result)
+        raise Wrong(f"Return the gradient, a dict like `params` with U and W, not {what}.")
     for name in ("U", "W"):
         if result[name] is Ellipsis:
             raise NotStarted

@@ -181,8 +181,8 @@ def read_backwards(function: Callable) -> str:
         mistakes={
             "The carry has gone through the padding before it met the sequence. Keep the old carry "
             "as long as t >= length.": whole_carry,
-            "Padded inputs are zero, but the carry has still gone through them, and has faded. Keep "
-            "the old carry as long as t >= length.": _read(
+            "Padded inputs are zero, but the carry has still gone through them, and has faded. "
+            "Keep the old carry as long as t >= length.": _read(
                 start, np.where(MASK[..., None], inputs, 0), "whole"
             )[0],
             "This carry has read forwards. Use `reverse=True`.": _read(start, inputs, "forwards")[

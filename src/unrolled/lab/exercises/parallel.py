@@ -14,13 +14,14 @@ from unrolled.gru import gru_step, initialize_gru_params
 from unrolled.lab.exercises._base import (
     Criterion,
     Wrong,
+    describe,
     exercise,
     expect_array,
     expect_close,
     rubric,
     run,
 )
-from unrolled.lab.exercises._programs import outermost_loops, traced
+from unrolled.lab.exercises._programs import equations, outermost_loops, traced
 
 
 @exercise("12.1", "A queue as a tree", "easy")
@@ -75,6 +76,8 @@ def queue_then(function: Callable) -> str:
             ),
             "Your b contains a1. The b of the first step is compared *after* a1 was "
             "added.": np.maximum(b1 + a1 + a2, b2),
+            "Your b takes 0 in the place of b2. It is zero at each customer, but the b of a pair "
+            "in the tree is another number.": np.maximum(b1 + a2, 0),
             "Your b takes the smaller of the two; a step takes the larger.": (
                 np.minimum(b1 + a2, b2)
             ),
@@ -99,8 +102,8 @@ def queue_then(function: Callable) -> str:
 def _pair(result: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise Wrong(
-            f"Return a pair (a, b), one step like the two that you were given; this is a "
-            f"{type(result).__name__}."
+            "Return a pair (a, b), one step like the two that you were given; this is "
+            f"{describe(result)}."
         )
     return tuple(result)
 
@@ -167,11 +170,32 @@ def packed_recurrence(function: Callable) -> str:
         otherwise="Work out by hand which factor makes a step forget everything.",
         tolerance=1e-4,
     )
-    _no_loop(function, *arguments)
+    _no_loop_over_sequences(function, *arguments)
     return (
         "a factor of zero cuts the row, wherever the tree happens to combine. Four sequences in "
         "one scan, and not one step of padding."
     )
+
+
+def _no_loop_over_sequences(function: Callable, a: Any, b: Any, starts: Any) -> None:
+    """Raise if there is a loop. JAX traces `a` and `b`, and knows `starts`, as an index must be."""
+    sizes = []
+    for begins in (starts, jnp.arange(len(starts)) == 0):
+        try:
+            program = traced(lambda a, b, begins=begins: function(a, b, begins), a, b)
+        except Wrong:
+            raise Wrong(
+                "The values are right, but JAX cannot trace the function. Use `jnp` instead of "
+                "NumPy, `float()` and `if`; and `jnp.where(starts[:, None], ...)` chooses without "
+                "looking for the places where `starts` is true."
+            ) from None
+        _expect_no_loop(program)
+        sizes.append(len(list(equations(program))))
+    if sizes[0] != sizes[1]:
+        raise Wrong(
+            "The values are right, but each sequence has a tree of its own, made by a Python loop: "
+            "the program grows with the number of sequences. One tree over the whole row can do it."
+        )
 
 
 def _recurrence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -399,7 +423,7 @@ def _one_sweep(sweep: Callable, calls: list) -> None:
     if getattr(result, "shape", None) != (STEPS, HIDDEN):
         hint = "A better guess has the shape of the guess."
         if not hasattr(result, "shape"):
-            raise Wrong(f"Return one array, not a {type(result).__name__}. {hint}")
+            raise Wrong(f"Return one array, not {describe(result)}. {hint}")
         raise Wrong(f"The new guess has shape {result.shape}; expected {(STEPS, HIDDEN)}. {hint}")
     if len(calls) > 4:
         raise Wrong(
@@ -423,7 +447,11 @@ def _diagnosis(sizes: np.ndarray, guess: Any) -> str:
 
 
 def _no_loop(function: Callable, *args: Any) -> None:
-    if any(outermost_loops(traced(function, *args))):
+    _expect_no_loop(traced(function, *args))
+
+
+def _expect_no_loop(program: Any) -> None:
+    if any(outermost_loops(program)):
         raise Wrong(
             "The values are right, but there is a loop over time in your code. Let "
             "`jax.lax.associative_scan` do it."
