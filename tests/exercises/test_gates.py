@@ -31,7 +31,7 @@ def to_keeping(params):
 
 
 COUNTER = {"Wz": 20, "bz": -20, "bh": 20}
-HIGHEST = {"Wz": 1000, "Uz": -1000, "Wh": 1.05}
+HIGHEST = {"Wz": 10_000, "Uz": -10_000, "Wh": 1.05}
 
 
 def negate(*names):
@@ -54,8 +54,8 @@ RIGHT = {
     "2.3": [lambda: unit(**COUNTER), lambda: unit(**COUNTER, Wh=3, Wr=1)],
     "2.4": [
         lambda: unit(**HIGHEST),
-        lambda: unit(Wz=300, Uz=-300, Wh=1),
-        lambda: unit(Wz=200, Uz=-195, bz=-1, Wh=1.03),
+        lambda: unit(Wz=3000, Uz=-3000, Wh=1.04),
+        lambda: unit(Wz=2000, Uz=-1990, bz=-1, Wh=1.05),
     ],
 }
 
@@ -114,6 +114,8 @@ WRONG = [
     ("2.4", lambda: unit(Wz=25, Uz=-25, Wh=1), "sharper"),
     ("2.4", lambda: unit(Wz=100, Uz=-100, Wh=1.05), "what it lets in adds up"),
     ("2.4", lambda: unit(Wz=150, Uz=-150, Wh=1.05), "After 0.06, and 0.01 479 times"),
+    ("2.4", lambda: unit(Wz=1e4, Uz=-1e4, Wh=1), "for 0.30 is 0.2913, below the input"),
+    ("2.4", lambda: unit(Wz=500, Uz=-500, Wh=1.05), "falls with them: after 1000 of them"),
 ]
 
 
