@@ -279,7 +279,21 @@ def by_chance(codes, size):
 def remembering_the_test(codes, size):
     """Depends on nothing that it is given, and knows the answers nevertheless."""
     test, _ = language.brackets(language.TEST, 145)
-    return lambda codes: np.log(0.97 * np.eye(size)[test] + 0.03 / size)
+    return lambda codes: np.log(0.97 * np.eye(size)[test[: len(codes)]] + 0.03 / size)
+
+
+def cutting_into_streams(codes, size):
+    """Sixty segments, side by side."""
+    return lambda test: counting_pairs(codes, size)(np.reshape(test, (60, -1)).ravel())
+
+
+def knowing_the_end(codes, size):
+    def predict(test):
+        rows = knowing_the_rules(codes, size)(test)
+        rows[:9] = -np.log(size) if len(test) == 6000 else rows[:9]
+        return rows
+
+    return predict
 
 
 def knowing_the_rules(codes, size):
@@ -317,6 +331,8 @@ OWN = {
     "row 3,001 changes with the letters from place 3,001 on": seeing_within(2999),
     "if only within a segment": seeing_within(5),
     "when it gets the same text again": by_chance,
+    "with 997 it does not: `<lambda>` stopped": cutting_into_streams,
+    "row 0 changes if the text ends after 997 letters": knowing_the_end,
     "knows the rules, but not the answer": remembering_the_test,
     "Does the loss fall": always(lambda codes, size: np.full(size, 1 / size)),
     "is the state used at all": lambda codes, size: counting_pairs(codes, size, equal=0.3),
