@@ -305,6 +305,10 @@ def improve_forgets_the_start(step, initial_h, inputs, guess):
     return newton()(step, initial_h + 1, inputs, guess)
 
 
+def improve_starts_with_zeros(step, initial_h, inputs, guess):
+    return newton(0.9, 1.0)(step, jnp.zeros_like(initial_h), inputs, guess)
+
+
 def improve_not_shifted(step, initial_h, inputs, guess):
     return jax.vmap(step)(guess, inputs)
 
@@ -342,6 +346,7 @@ def improve_nothing(step, initial_h, inputs, guess):
         (improve_believes_the_guess, "Next: a guess of 100 for every number"),
         (improve_wrong_sign, "own residual"),
         (improve_forgets_the_start, "own residual"),
+        (improve_starts_with_zeros, "With another `initial_h`"),
         (improve_with_scan, "loop in your sweep"),
         (improve_with_a_python_loop, "128 times in one sweep"),
         (improve_three_at_once, "a single sweep"),
