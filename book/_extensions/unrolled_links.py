@@ -20,6 +20,7 @@ CHAPTERS = {
         "convert.to_lstm",
         "convert.to_optimized_lstm",
         "modified_orthogonal",
+        "orthogonal_in_any_dtype",
         "orthogonal_per_gate",
     ],
     "08_rnn": ["RNN", "RNNBase", "StackedRNN", "LearnedCarry"],
