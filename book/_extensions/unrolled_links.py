@@ -13,14 +13,13 @@ from sphinx.application import Sphinx
 CHAPTERS = {
     "02_gates": ["initialize_gru_params", "gru_step"],
     "03_scan": ["gru_sequence"],
-    "06_cells": ["GRUCell", "RNNCellBase", "SimpleCell", "convert"],
+    "06_cells": ["GRUCell", "RNNCellBase", "SimpleCell", "convert", "orthogonal_in_any_dtype"],
     "07_lstm": [
         "LSTMCell",
         "OptimizedLSTMCell",
         "convert.to_lstm",
         "convert.to_optimized_lstm",
         "modified_orthogonal",
-        "orthogonal_in_any_dtype",
         "orthogonal_per_gate",
     ],
     "08_rnn": ["RNN", "RNNBase", "StackedRNN", "LearnedCarry"],
