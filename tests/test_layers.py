@@ -840,6 +840,41 @@ def test_layers_that_are_none_are_named():
         layer(make_inputs(4, IN), initial_carry="abc")
 
 
+@pytest.mark.parametrize("layer", ["dense_i", "dense_h"])
+def test_adapters_may_take_the_place_of_a_cells_layers(layer):
+    cell, x = GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0)), make_inputs(2, 4, IN)
+    theirs = nnx.GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0))
+    for one in (cell, theirs):
+        base = getattr(one, layer)
+        normal = nnx.initializers.normal(1.0)
+        sizes = base.in_features, 2, base.out_features
+        adapter = nnx.LoRA(*sizes, base_module=base, b_initializer=normal, rngs=nnx.Rngs(7))
+        setattr(one, layer, adapter)
+    close(RNN(cell)(x), nnx.RNN(theirs)(x))
+    own = nnx.grad(lambda rnn: (rnn(x) ** 2).sum(), argnums=nnx.DiffState(0, nnx.LoRAParam))(
+        RNN(cell)
+    )
+    assert len(jax.tree.leaves(own)) == 2 and all(np.any(leaf) for leaf in jax.tree.leaves(own))
+
+
+def test_a_gru_that_resets_before_names_an_exchanged_layer():
+    cell = GRUCell(IN, HIDDEN, reset_after=False, rngs=nnx.Rngs(0))
+    for other in (
+        nnx.LoRALinear(HIDDEN, 3 * HIDDEN, lora_rank=2, use_bias=False, rngs=nnx.Rngs(0)),
+        nnx.Linear(HIDDEN, 3 * HIDDEN, rngs=nnx.Rngs(0)),
+    ):
+        cell.dense_h = other
+        with pytest.raises(TypeError, match=r"with reset_after=False .* dense_h, .*; expected"):
+            RNN(cell)(make_inputs(2, 4, IN))
+
+
+def test_a_parameter_may_be_a_plain_array():
+    cell, x = make_cell(), make_inputs(2, 4, IN)
+    expected = RNN(cell)(x)
+    cell.dense_i.kernel = nnx.data(cell.dense_i.kernel[...])
+    close(RNN(cell)(x), expected)
+
+
 def test_an_error_within_a_stack_says_in_which_layer():
     rnns = [RNN(GRUCell(width, HIDDEN, rngs=nnx.Rngs(0))) for width in (IN, HIDDEN, HIDDEN + 1)]
     with pytest.raises(ValueError, match="inputs of one step have shape") as error:

@@ -496,7 +496,8 @@ def _as_declared(gate: jax.Array, parameter: nnx.Variable) -> jax.Array:
     A fused parameter is cut without regard to where a gate begins. The shares are brought into
     place here, once for a whole sequence, so that the loop over time need not do it in every step.
     """
-    spec, mesh = get_var_pspec(parameter), jax.sharding.get_abstract_mesh()
+    spec = get_var_pspec(parameter) if isinstance(parameter, nnx.Variable) else None
+    mesh = jax.sharding.get_abstract_mesh()
     if not spec or not mesh.are_all_axes_auto:
         return gate
     for size, names in zip(gate.shape, spec):
@@ -772,13 +773,19 @@ class GRUCell(_FeatureCell):
     @_QuietMethod
     def recurrence(self) -> Recurrence | None:
         """This cell for the fast scan, or None if the reset comes first or layers were changed."""
-        if not self.reset_after or self.dense_h.bias is not None:
+        if not self.reset_after or getattr(self.dense_h, "bias", None) is not None:
             return None
         biases = (None, None, self.b_hn[...])
         return self._recurrence([self.dense_i], [self.dense_h], num_gates=3, added=biases)
 
     def _recur(self, hidden: jax.Array, gates: slice) -> jax.Array:
         """Multiply by the recurrent kernels of some of the gates r, z, n."""
+        if type(self.dense_h) is not nnx.Linear or self.dense_h.bias is not None:
+            raise TypeError(
+                f"{type(self).__name__}: with reset_after=False a step multiplies by parts of the "
+                f"kernel of dense_h, which is {kind_of(self.dense_h)}; expected the nnx.Linear "
+                "without a bias that the cell was made with. reset_after=True takes any layer."
+            )
         size = self.hidden_features
         kernel = self.dense_h.kernel[...][:, gates.start * size : gates.stop * size]
         hidden, kernel = self.promote_dtype((hidden, kernel), dtype=self.dtype)
