@@ -661,7 +661,8 @@ class GRUCell(_FeatureCell):
       recurrent_kernel_metadata: metadata of the recurrent kernel.
       bias_metadata: metadata of the biases.
       reset_after: apply the reset gate after the matrix product, as Flax, torch, cuDNN and Keras
-        do, or before it. Before it, b_hn would only repeat b_in, so there is none.
+        do, or before it. Before it, b_hn would only repeat b_in, so there is none, and a step
+        raises TypeError if another layer has taken the place of dense_h.
 
     From:
       Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical

@@ -353,15 +353,17 @@ def from_keras(layer: Any) -> Any:
     masks are boolean and its LSTM states are (h, c), where ours are lengths and (c, h).
 
     Args:
-      layer: the Keras layer, built (it has been called once), with any activations that
-        `jax.nn` has too; or a `Bidirectional` of such layers with merge_mode "concat" or "sum".
+      layer: the Keras layer, built (it has been called once), with any of Keras's activations
+        that `jax.nn` has too; or a `Bidirectional` of such layers with merge_mode "concat" or
+        "sum".
 
     Returns:
       An `RNN` (reversed if the layer has go_backwards) or a `Bidirectional`.
 
     Raises:
       TypeError: a layer of another kind.
-      ValueError: a layer that is not built yet, or an activation that is not known here.
+      ValueError: a layer that is not built yet, or an activation that is not known
+        here or is one's own.
 
     Example, without Keras:
       >>> class SimpleRNN:
