@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from unrolled.cells import (
     orthogonal_in_any_dtype,
     orthogonal_per_gate,
 )
+from unrolled.layers import RNN
 
 IN, HIDDEN = 3, 4
 CELLS = [SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell]
@@ -213,6 +216,20 @@ def test_errors_at_a_step(kind):
     one_unit = jax.tree.map(lambda part: part[:, :1], carry)
     with pytest.raises(ValueError, match=rf"{name}: .* \(2, 1\); expected \(2, 4\)"):
         cell(one_unit, jnp.zeros((2, IN)))
+
+
+@pytest.mark.parametrize("kind", [LSTMCell, OptimizedLSTMCell])
+def test_a_carry_with_names_must_have_those_of_the_cell(kind):
+    cell, x = make(kind), jnp.ones((2, IN))
+    c, h = jnp.ones((2, HIDDEN)), jnp.zeros((2, HIDDEN))
+    expected = cell((c, h), x)
+    same = namedtuple("State", ["c", "h"])(c, h)
+    assert (cell(same, x)[1] == expected[1]).all()
+    other = namedtuple("State", ["hidden", "cell"])(h, c)
+    with pytest.raises(ValueError, match=r"the carry is a State; expected the pair \(c, h\)"):
+        cell(other, x)
+    with pytest.raises(ValueError, match=r"the carry is a State; expected the pair \(c, h\)"):
+        RNN(cell)(x[:, None], initial_carry=other)
 
 
 @pytest.mark.parametrize("kind", CELLS)

@@ -517,6 +517,49 @@ def test_a_cell_with_other_weights_than_its_own_is_not_exported(export):
             export(lacking)
 
 
+@pytest.mark.parametrize("export", [*EXPORTS, convert.gru_to_functional])
+def test_a_cell_that_computes_more_than_its_weights_say_is_not_exported(export):
+    options = {"reset_after": export is not convert.gru_to_functional}
+
+    class Louder(GRUCell):
+        def gate(self, *arguments):
+            return (2 * super().gate(*arguments)[0],)
+
+    class Doubling(nnx.Linear):
+        def __call__(self, inputs):
+            return 2 * super().__call__(inputs)
+
+    with pytest.raises(ValueError, match=r"the Louder is a GRUCell with a gate of its own, which"):
+        export(make(Louder, **options))
+    cell = make(GRUCell, **options)
+    cell.dense_i = Doubling(IN, 3 * HIDDEN, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"dense_i of the GRUCell is a Doubling: what it computes"):
+        export(cell)
+    cell = make(GRUCell, **options)
+    cell.dense_h.dot_general = lambda *args, **kwargs: 2 * jax.lax.dot_general(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"dense_h .* is a Linear with a dot_general of its own"):
+        export(cell)
+    abstract = nnx.eval_shape(lambda: make(GRUCell, **options))
+    with pytest.raises(TypeError, match=r"a shape without numbers, as nnx.eval_shape makes it"):
+        export(abstract)
+
+    class Named(GRUCell):
+        """Computes what its base computes."""
+
+    kept, usual = (
+        export(kind(IN, HIDDEN, rngs=nnx.Rngs(0), **options)) for kind in (Named, GRUCell)
+    )
+    for ours, expected in zip(jax.tree.leaves(kept), jax.tree.leaves(usual), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_product_of_ones_own_is_not_taken_from_flax():
+    theirs = nnx.GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0))
+    theirs.dense_h.dot_general = lambda *args, **kwargs: 2 * jax.lax.dot_general(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"dense_h .* is a Linear with a dot_general of its own"):
+        convert.from_nnx(theirs)
+
+
 def test_lstms_with_other_weights_are_not_exchanged():
     cell = make(LSTMCell)
     cell.hg.kernel = nnx.Param(jnp.ones((HIDDEN, HIDDEN + 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -334,6 +335,13 @@ def test_pickled_activations_are_the_public_functions():
     )
     again = pickle.loads(pickle.dumps(cell))
     assert again.gate_fn is jax.nn.hard_sigmoid and again.activation_fn is jax.nn.relu
+
+
+def test_a_pickled_merge_is_the_public_function():
+    pair = Bidirectional(RNN(make_cell()), RNN(make_cell(seed=1)), merge_fn=jnp.add)
+    again = pickle.loads(pickle.dumps(pair))
+    assert again.merge_fn is jnp.add
+    close(again(make_inputs(2, 4, IN)), pair(make_inputs(2, 4, IN)))
 
 
 def test_tabulate_works_and_breaks_nothing():
@@ -868,6 +876,33 @@ def test_a_gru_that_resets_before_names_an_exchanged_layer():
             RNN(cell)(make_inputs(2, 4, IN))
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_product_of_ones_own_is_used(kind):
+    def doubled(*args, **options):
+        return 2 * jax.lax.dot_general(*args, **options)
+
+    x = make_inputs(2, 4, IN)
+    cell, expected = make_cell(kind), make_cell(kind)
+    for name in ("dense_h", "hi", "hf", "hg", "ho"):
+        if hasattr(cell, name):
+            getattr(cell, name).dot_general = doubled
+            getattr(expected, name).kernel[...] *= 2
+    close(RNN(cell)(x), RNN(expected)(x))
+
+
+def test_the_dtype_in_which_a_layer_adds_is_used():
+    ours, theirs = (
+        kind(IN, HIDDEN, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)) for kind in (LSTMCell, nnx.LSTMCell)
+    )
+    x = make_inputs(2, 9, IN)
+    for cell in (ours, theirs):
+        for name in ("ii", "if_", "ig", "io", "hi", "hf", "hg", "ho"):
+            getattr(cell, name).preferred_element_type = jnp.float32
+    carry = jnp.zeros((2, HIDDEN)), jnp.zeros((2, HIDDEN))
+    expected = nnx.RNN(theirs)(x, initial_carry=carry)
+    close(RNN(ours)(x, initial_carry=carry), expected.astype(jnp.bfloat16))
+
+
 def test_a_parameter_may_be_a_plain_array():
     cell, x = make_cell(), make_inputs(2, 4, IN)
     expected = RNN(cell)(x)
@@ -940,6 +975,151 @@ def test_a_changed_object_in_a_cell_is_noticed():
     after = RNN(cell)(x)
     close(after, RNN(SimpleCell(IN, HIDDEN, rngs=nnx.Rngs(0)))(x))
     assert np.abs(before - after).max() > 1e-3
+
+
+class Steep:
+    """An activation that can be changed: an object with a method and a call."""
+
+    slope = 2.0
+
+    def __call__(self, x):
+        return jnp.tanh(self.slope * x)
+
+    def method(self, x):
+        return self(x)
+
+
+@pytest.mark.parametrize(
+    "as_activation",
+    [
+        lambda steep: steep,
+        lambda steep: steep.method,
+        lambda steep: partial(steep),
+        lambda steep: partial(lambda x, f: f(x), f=steep),
+    ],
+    ids=["object", "method", "partial", "keyword"],
+)
+def test_a_changed_activation_is_noticed(as_activation):
+    steep, x = Steep(), make_inputs(2, 4, IN)
+    rnn = RNN(make_cell(activation_fn=as_activation(steep)))
+    before = rnn(x)
+    steep.slope = 1.0
+    close(rnn(x), RNN(make_cell())(x))
+    assert np.abs(before - rnn(x)).max() > 1e-3
+
+
+def test_a_changed_object_in_a_tuple_is_noticed():
+    cell, x = make_cell(), make_inputs(2, 4, IN)
+    settings = Settings()
+    cell.held = nnx.static((settings,))
+    cell.activation_fn = lambda x: jnp.tanh(cell.held[0].scale * x)
+    before = RNN(cell)(x)
+    settings.scale = 1.0
+    close(RNN(cell)(x), RNN(make_cell())(x))
+    assert np.abs(before - RNN(cell)(x)).max() > 1e-3
+
+
+class Counting(RNNCellBase):
+    """Its carry holds a count of steps and a random key besides the state of each sequence."""
+
+    def __call__(self, carry, inputs):
+        state, count, key = carry
+        key, used = jax.random.split(key)
+        state = state + count * inputs + jax.random.normal(used, (IN,))
+        return (state, count + 1, key), state
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros(input_shape), 0, jax.random.key(3)
+
+
+def test_what_has_no_batch_in_a_carry_goes_on_beside_the_lengths():
+    x = make_inputs(2, 4, IN)
+    rnn = RNN(Counting(), return_carry=True)
+    (state, count, key), outputs = rnn(x, seq_lengths=[4, 2])
+    (_, _, expected_key), expected = rnn(x)
+    close(outputs, expected.at[1, 2:].set(0))
+    close(state, jnp.stack([expected[0, -1], expected[1, 1]]))
+    assert int(count) == 4 and key == expected_key
+
+
+def test_an_output_without_batch_is_named():
+    class Mean(Counting):
+        def __call__(self, carry, inputs):
+            carry, output = super().__call__(carry, inputs)
+            return carry, output.mean()
+
+    for options in ({}, {"seq_lengths": [4, 2]}):
+        with pytest.raises(
+            ValueError, match=r"output of shape \(\); expected .* with 1 batch axis"
+        ):
+            RNN(Mean())(make_inputs(2, 4, IN), **options)
+    assert RNN(Mean())(make_inputs(4, IN)).shape == (4,)
+
+
+def test_random_keys_may_be_inputs_beside_lengths():
+    class Noisy(RNNCellBase):
+        def __call__(self, carry, inputs):
+            x, keys = inputs
+            carry = carry + x + jax.vmap(lambda key: jax.random.normal(key, (IN,)))(keys)
+            return carry, carry
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return jnp.zeros(input_shape)
+
+    x, keys = make_inputs(2, 4, IN), jax.random.split(jax.random.key(0), (2, 4))
+    outputs = RNN(Noisy())((x, keys), seq_lengths=[4, 2])
+    close(outputs, RNN(Noisy())((x, keys)).at[1, 2:].set(0))
+
+
+def test_a_cell_may_call_something_else_recurrence():
+    class Layer(RNNCellBase):
+        def __init__(self):
+            self.recurrence = nnx.Linear(IN, IN, rngs=nnx.Rngs(0))
+
+        def __call__(self, carry, inputs):
+            carry = jnp.tanh(self.recurrence(carry) + inputs)
+            return carry, carry
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return jnp.zeros(input_shape)
+
+    class Method(Layer):
+        def __init__(self):
+            self.dense = nnx.Linear(IN, IN, rngs=nnx.Rngs(0))
+
+        def recurrence(self, carry):
+            return self.dense(carry)
+
+    class Bare(Method):
+        def recurrence(self):
+            return self.dense
+
+        def __call__(self, carry, inputs):
+            carry = jnp.tanh(self.recurrence()(carry) + inputs)
+            return carry, carry
+
+    x = make_inputs(2, 4, IN)
+    expected = RNN(Layer())(x)
+    for cell in (Layer(), Method(), Bare()):
+        close(RNN(cell)(x), expected)
+        close(RNN(LearnedCarry(cell, input_shape=(IN,)))(x), expected)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_it_runs_where_jax_is_told_to_be_strict(kind):
+    layer = RNN(make_cell(kind), return_carry=True, reverse=True)
+    x, lengths = make_inputs(3, 4, IN), [4, 0, 2]
+
+    def value_and_gradient(layer, x):
+        return nnx.value_and_grad(lambda layer: (layer(x, seq_lengths=lengths)[1] ** 2).sum())(
+            layer
+        )
+
+    expected = value_and_gradient(layer, x)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        close(value_and_gradient(layer, x), expected)
+        with jax.enable_x64(True):
+            close(value_and_gradient(layer, x), expected)
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])

@@ -336,6 +336,86 @@ def test_a_jax_that_cannot_transpose_it_runs_the_plain_scan(monkeypatch):
     assert _fast_recurrence(cell, make_carry(cell, (2,))) is None
 
 
+@jax.custom_vjp
+def clipped(x):
+    return x
+
+
+clipped.defvjp(lambda x: (x, None), lambda _, given: (jnp.clip(given, -1e-3, 1e-3),))
+
+
+@jax.custom_jvp
+def normalised(x):
+    return x
+
+
+normalised.defjvp(lambda x, tangent: (x[0], tangent[0] * (1 + x[0].mean())))
+
+
+@pytest.mark.parametrize("own", [clipped, normalised])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_derivative_of_ones_own_is_used(kind, own, small_chunks):
+    cell = make_cell(kind, activation_fn=lambda x: jnp.tanh(own(x)))
+    usual = make_cell(kind)
+    x = jax.random.normal(jax.random.key(1), (3, 7, IN))
+
+    def gradient(cell):
+        return nnx.grad(lambda rnn: (rnn(x) ** 2).sum())(RNN(cell, rngs=False))
+
+    actual, expected, other = gradient(cell), gradient(plain(cell)), gradient(usual)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), actual, other)
+    assert max(jax.tree.leaves(apart)) > 1e-2
+
+
+@needs_the_fast_scan
+@pytest.mark.parametrize("wanted", ["recurrent_kernels", "kernels"])
+def test_a_part_that_ignores_the_carry_has_derivatives(wanted):
+    weights = Weights((jnp.eye(2, 3),), (None,), (0.1 * jnp.eye(3),), (None,))
+    carry, x = (jnp.ones((2, 3)),) * 2, jax.random.normal(jax.random.key(1), (5, 2, 2))
+
+    def gate(carry, projected, recurrent):
+        return projected[0], jnp.tanh(projected[0] + recurrent[0] - carry[0])
+
+    def value(kernel):
+        recurrence = Recurrence(gate, weights._replace(**{wanted: (kernel,)}))
+        return (scan_recurrence(recurrence, carry, x)[1] ** 2).sum()
+
+    def by_hand(kernel):
+        used = weights._replace(**{wanted: (kernel,)})
+        (c, h), total = carry, 0.0
+        for x_t in x:
+            c, h = gate((c, h), (x_t @ used.kernels[0],), (h @ used.recurrent_kernels[0],))
+            total += (h**2).sum()
+        return total
+
+    kernel = getattr(weights, wanted)[0]
+    expected = jax.grad(by_hand)(kernel)
+    np.testing.assert_allclose(jax.grad(value)(kernel), expected, rtol=1e-5, atol=1e-6)
+    only = Recurrence(lambda c, x, h: (jnp.sin(x[0]),), weights)  # its carry counts for nothing
+    gradient = jax.grad(lambda h: scan_recurrence(only, (h,), x)[1].sum())(carry[0])
+    assert not gradient.any()
+
+
+def test_a_gate_with_whole_numbers_or_arrays_of_its_own_is_refused():
+    weights = Weights((jnp.eye(2, 3),), (None,), (jnp.eye(3),), (None,))
+    h, count, x = jnp.zeros((2, 3)), jnp.zeros((2, 3), int), jnp.ones((5, 2, 2))
+
+    def counting(carry, projected, recurrent):
+        return carry[0] + 1, jnp.tanh(projected[0] + recurrent[0])
+
+    with pytest.raises(ValueError, match="or counts in whole numbers"):
+        scan_recurrence(Recurrence(counting, weights), (count, h), x)
+    scales = np.linspace(0.5, 1, 6, dtype=np.float32).reshape(2, 3)
+    for as_literals in (False, True):  # a jaxpr may hold an array in either way
+        before = jax.config.jax_use_simplified_jaxpr_constants
+        jax.config.update("jax_use_simplified_jaxpr_constants", as_literals)
+        try:
+            assert gate_uses(lambda c, x, y: (c[0] * scales,), (h,), 1) is None
+        finally:
+            jax.config.update("jax_use_simplified_jaxpr_constants", before)
+
+
 def test_gates_that_mix_are_told_from_those_that_do_not():
     h = (jnp.zeros((2, 4)),)
 

@@ -167,6 +167,34 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 """
 
 
+def test_in_shard_map_a_carry_of_its_type_will_do():
+    import jax
+    import numpy as np
+    from flax import nnx
+    from jax.sharding import AxisType, PartitionSpec
+
+    from unrolled import RNN, LSTMCell
+
+    def varying(array):
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(array, "batch", to="varying")
+        return jax.lax.pvary(array, "batch")  # its name before JAX 0.9
+
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Auto,))
+    rnn = RNN(LSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (4, STEPS, FEATURES))
+    lengths = np.array([STEPS, 0, 2, 3])
+
+    def run(x, lengths):
+        carry = rnn.cell.initialize_carry((len(x), FEATURES))
+        carry = jax.tree.map(varying, carry)
+        return rnn(x, initial_carry=carry, seq_lengths=lengths)
+
+    cut = PartitionSpec("batch")
+    run = jax.shard_map(run, mesh=mesh, in_specs=(cut, cut), out_specs=cut)
+    np.testing.assert_allclose(run(x, lengths), rnn(x, seq_lengths=lengths), rtol=1e-6, atol=1e-6)
+
+
 def test_what_is_sent_is_read_from_a_program():
     total, started, gathered, moved = collectives(PROGRAM)
     assert gathered == Collective("all-gather", "bf16[8,4]", 64, 4, 5, True)

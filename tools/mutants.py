@@ -82,7 +82,7 @@ MUTANTS = [
 
 CELLS, LAYERS, SCAN = "cells.py", "layers.py", "scan.py"
 SEQUENCES, CONVERT = "sequences.py", "convert.py"
-B_HN = "candidate_h = candidate_h + self.b_hn[...].astype(candidate_h.dtype)"
+B_HN = "candidate_h = candidate_h + jnp.broadcast_to(b_hn, candidate_h.shape)"
 AFTER = "candidate_h = self.gate_fn(reset_i + reset_h) * candidate_h"
 KEEP = "return ((1 - update) * candidate + update * hidden,)"
 LSTM_STATES = "self.hi(hidden), self.hf(hidden), self.hg(hidden), self.ho(hidden)"
@@ -117,10 +117,10 @@ MUTANTS += [
     Mutant(LAYERS, "keep_order ignored", "    if reverse and keep_order:\n        outputs = ", "    if False:\n        outputs = "),
     Mutant(LAYERS, "initial carry ignored", "        if initial_carry is None:\n            rngs = self.rngs if rngs is None else rngs\n            rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs\n            initial_carry = self.cell", "        if True:\n            rngs = self.rngs if rngs is None else rngs\n            rngs = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs\n            initial_carry = self.cell"),
     Mutant(LAYERS, "the layer's return_carry option ignored", "return (carry, outputs) if return_carry else outputs\n\n    @property\n    def num_feature_axes(self) -> int:\n        \"\"\"How many axes of an input are features; one unless the cell says otherwise.", "return outputs\n\n    @property\n    def num_feature_axes(self) -> int:\n        \"\"\"How many axes of an input are features; one unless the cell says otherwise."),
-    Mutant(LAYERS, "carry taken after the padding", "                lambda new, old: mask_padding(new, valid, old), new_carry, carry\n", "                lambda new, old: new, new_carry, carry\n"),
+    Mutant(LAYERS, "carry taken after the padding", "mask_padding(new, valid, old) if batched(new) else new", "new"),
     Mutant(LAYERS, "one valid step too many", "valid = t < seq_lengths", "valid = t <= seq_lengths"),
     Mutant(LAYERS, "padded outputs are left over", "output = jax.tree.map(lambda y: mask_padding(y, valid), output)", "pass"),
-    Mutant(LAYERS, "padding reaches the cell", "inputs = jax.tree.map(lambda x: mask_padding(x, mask), inputs)", "pass"),
+    Mutant(LAYERS, "padding reaches the cell", "inputs = jax.tree.map(lambda x: x if _is_key(x) else mask_padding(x, mask), inputs)", "pass"),
     Mutant(LAYERS, "what a step writes is lost", "            if written:\n", "            if False:\n"),
     Mutant(LAYERS, "no random stream is shared between steps", "if self.broadcast_rngs is None:", "if True:"),
     Mutant(LAYERS, "time-major outputs come batch-major", "outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), outputs)", "outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, num_batch_dims), outputs)"),
@@ -133,7 +133,7 @@ MUTANTS += [
     Mutant(SCAN, "steps beyond a length are not held", "return tuple(jnp.where(valid, part, old) for part, old in zip(new, carry))", "return new"),
     Mutant(SCAN, "chunks forget the carry", "        carry, _, states = _forward(\n", "        after, _, states = _forward(\n"),
     Mutant(SCAN, "chunks run in the wrong order", "return jax.lax.scan(function, carry, chunks, reverse=plan.reverse)", "return jax.lax.scan(function, carry, chunks)"),
-    Mutant(SCAN, "steps run in the wrong order", "return jax.lax.scan(step, carry, scanned, reverse=plan.reverse, unroll=plan.unroll)", "return jax.lax.scan(step, carry, scanned, unroll=plan.unroll)"),
+    Mutant(SCAN, "steps run in the wrong order", "carry, scanned, length=plan.steps, reverse=plan.reverse, unroll=plan.unroll\n", "carry, scanned, length=plan.steps, unroll=plan.unroll\n"),
     Mutant(SCAN, "gradient: chunks begin with their last state", "pairs = [(part[None], states[:-1]) for part, states in zip(carry, after)]", "pairs = [(states[:1], states[1:]) for part, states in zip(carry, after)]"),
     Mutant(SCAN, "gradient: reversed states not shifted", "pairs = [(states[1:], part[None]) for part, states in zip(carry, after)]", "pairs = [(states[:-1], part[None]) for part, states in zip(carry, after)]"),
     Mutant(SCAN, "gradient: nothing for the input kernels", "None if kernel_tangent is None else _multiply(plan, inputs, kernel_tangent)", "None"),
@@ -158,7 +158,7 @@ MUTANTS += [
     Mutant(LAYERS, "StackedRNN: every layer gets the first carry", "initial_carry=initial_carry[index],", "initial_carry=initial_carry[0],"),
     Mutant(SEQUENCES, "flip off by one", "jnp.where(steps < lengths, lengths - 1 - steps, steps)", "jnp.where(steps < lengths, lengths - steps, steps)"),
     Mutant(SEQUENCES, "flip reverses the padding too", "jnp.where(steps < lengths, lengths - 1 - steps, steps)", "num_steps - 1 - steps + 0 * lengths"),
-    Mutant(SEQUENCES, "mask one step too long", "return steps < lengths[..., None]", "return steps <= lengths[..., None]"),
+    Mutant(SEQUENCES, "mask one step too long", "return steps < lengths  #", "return steps <= lengths  #"),
     Mutant(SEQUENCES, "mask turned round", "return jnp.where(mask, inputs, cast)", "return jnp.where(mask, cast, inputs)"),
     Mutant(SEQUENCES, "last step instead of last valid step", "last = jnp.maximum(lengths - 1, 0)", "last = jnp.full_like(lengths, num_steps - 1)"),
     Mutant(SEQUENCES, "padding put in front", "row[: len(array)] = array", "row[len(row) - len(array) :] = array"),

@@ -43,7 +43,7 @@ from unrolled._checks import (
     shape_of,
     whole_number,
 )
-from unrolled.scan import Carry, Gates, Recurrence, Weights
+from unrolled.scan import Carry, Gates, Recurrence, Weights, recurrence_of
 
 Initializer = Callable[..., jax.Array]
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -410,15 +410,7 @@ class _FeatureCell(RNNCellBase):
         None if a layer is not the plain `nnx.Linear` that this cell was made with, or if a subclass
         says anew what a step is: then only `__call__` knows what to compute.
         """
-        layers = [*input_layers, *recurrent_layers]
-        plain = all(
-            type(layer) is nnx.Linear
-            and layer.dtype == self.dtype
-            and layer.precision is None
-            and layer.promote_dtype is default_promote_dtype
-            and layer.dot_general is jax.lax.dot_general
-            for layer in layers
-        )
+        plain = all(map(self._is_plain, [*input_layers, *recurrent_layers]))
         if not plain or _defining_class(self, "__call__") is not _defining_class(
             self, "recurrence"
         ):
@@ -447,6 +439,17 @@ class _FeatureCell(RNNCellBase):
             read = None  # a gate of one's own may compute h in another way
         return Recurrence(self.gate, weights, self.dtype, read)
 
+    def _is_plain(self, layer: Any) -> bool:
+        """Whether a layer multiplies by its kernel and adds its bias, and nothing else."""
+        return (
+            type(layer) is nnx.Linear
+            and layer.dtype == self.dtype
+            and layer.precision is None
+            and getattr(layer, "preferred_element_type", None) is None
+            and layer.promote_dtype is default_promote_dtype
+            and layer.dot_general is jax.lax.dot_general
+        )
+
     def _output(self, hidden: jax.Array) -> jax.Array:
         """The output of a step: its new hidden state, in the dtype of the computation."""
         return hidden if self.dtype is None else hidden.astype(self.dtype)
@@ -466,7 +469,8 @@ class _FeatureCell(RNNCellBase):
         wanted = (*shape[:-1], self.hidden_features)
         mend = f"cell.initialize_carry({shape}) makes a fitting one."
         names = self.carry_names
-        if len(names) > 1 and not (isinstance(carry, (tuple, list)) and len(carry) == len(names)):
+        is_pair = isinstance(carry, (tuple, list)) and len(carry) == len(names)
+        if len(names) > 1 and not (is_pair and getattr(carry, "_fields", names) == names):
             raise ValueError(
                 f"{name}: the carry is {kind_of(carry)}; expected the pair "
                 f"({', '.join(names)}), each of shape {wanted}; {mend}"
@@ -751,7 +755,8 @@ class GRUCell(_FeatureCell):
         projected = jnp.split(self.dense_i(inputs), 3, -1)  # r, z, n, each (*batch, hidden)
         if self.reset_after:
             reset_h, update_h, candidate_h = jnp.split(self.dense_h(hidden), 3, -1)
-            candidate_h = candidate_h + self.b_hn[...].astype(candidate_h.dtype)
+            b_hn = self.b_hn[...].astype(candidate_h.dtype)
+            candidate_h = candidate_h + jnp.broadcast_to(b_hn, candidate_h.shape)
         else:
             reset_h, update_h = jnp.split(self._recur(hidden, gates=slice(0, 2)), 2, -1)
             reset = self.gate_fn(projected[0] + reset_h)
@@ -788,6 +793,8 @@ class GRUCell(_FeatureCell):
                 "without a bias that the cell was made with. reset_after=True takes any layer."
             )
         size = self.hidden_features
+        if not self._is_plain(self.dense_h):  # a dot_general or a precision of its own
+            return self.dense_h(hidden)[..., gates.start * size : gates.stop * size]
         kernel = self.dense_h.kernel[...][:, gates.start * size : gates.stop * size]
         hidden, kernel = self.promote_dtype((hidden, kernel), dtype=self.dtype)
         return hidden @ kernel  # (*batch, number of gates * hidden)
@@ -1173,8 +1180,7 @@ class LearnedCarry(RNNCellBase):
     @_QuietMethod
     def recurrence(self) -> Recurrence | None:
         """The wrapped cell for the fast scan, or None if it has none."""
-        recurrence = getattr(self.cell, "recurrence", None)
-        return recurrence() if recurrence and type(self) is LearnedCarry else None
+        return recurrence_of(self.cell) if type(self) is LearnedCarry else None
 
     @property
     def num_feature_axes(self) -> int:

@@ -19,11 +19,12 @@ import numpy as np
 from flax import nnx
 
 from unrolled._checks import describe, kind_of, shape_of
-from unrolled.cells import GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
+from unrolled.cells import GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell, _defining_class
 from unrolled.gru import PARAMETER_SHAPES
 from unrolled.layers import RNN, Bidirectional, StackedRNN
 
 Weights = dict[str, np.ndarray]
+CELLS = (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell)
 # How a Bidirectional merges unless told otherwise, ours and Flax's.
 CONCATENATES = tuple(
     inspect.signature(kind.__init__).parameters["merge_fn"].default
@@ -270,7 +271,7 @@ def to_torch(layer: Any) -> Weights:
       >>> {name: array.shape for name, array in to_torch(rnn).items()}
       {'weight_ih_l0': (12, 3), 'weight_hh_l0': (12, 4), 'bias_ih_l0': (12,), 'bias_hh_l0': (12,)}
     """
-    if isinstance(layer, (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell)):
+    if isinstance(layer, CELLS):
         return _cell_to_torch(layer, "")
     state = {}
     for index, one in enumerate(layer.layers if isinstance(layer, StackedRNN) else [layer]):
@@ -322,7 +323,7 @@ def _cell_from_torch(
 
 
 def _cell_to_torch(cell: Any, suffix: str) -> Weights:
-    _check_kind(cell, (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell), "to_torch")
+    _check_kind(cell, CELLS, "to_torch")
     _check_activations(cell, "torch", simple=(nnx.tanh, nnx.relu))
     w = _unload(cell)
     if isinstance(cell, LSTMCell):
@@ -456,7 +457,7 @@ def to_keras(layer: Any) -> list[np.ndarray]:
         _check_merge(layer, (*CONCATENATES, jnp.add), "Keras")
         return [array for rnn in _directions(layer, "to_keras") for array in to_keras(rnn)]
     cell = layer.cell if isinstance(layer, RNN) else layer
-    _check_kind(cell, (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell), "to_keras")
+    _check_kind(cell, CELLS, "to_keras")
     w = _unload(cell)
     if isinstance(cell, LSTMCell):
         w = _fuse_lstm(w)
@@ -600,7 +601,7 @@ def to_linen(cell: Any) -> dict[str, dict[str, jax.Array]]:
       >>> sorted(to_linen(SimpleCell(3, 4, rngs=nnx.Rngs(0))))
       ['h', 'i']
     """
-    _check_kind(cell, (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell), "to_linen")
+    _check_kind(cell, CELLS, "to_linen")
     w = _unload(cell)
     if isinstance(cell, GRUCell):
         _check_resets_after(cell, "flax.linen")
@@ -644,7 +645,7 @@ def from_nnx(module: Any) -> Any:
     """
     if isinstance(module, (nnx.RNN, nnx.Bidirectional)):
         return _rebuild(module, RNN, Bidirectional, from_nnx)
-    for kind in (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell):
+    for kind in CELLS:
         if type(module) is getattr(nnx, kind.__name__):
             cell = _make_like(kind, module)
             w = _unload(module)
@@ -680,9 +681,9 @@ def to_nnx(module: Any) -> Any:
     if isinstance(module, (RNN, Bidirectional)):
         return _rebuild(module, nnx.RNN, nnx.Bidirectional, to_nnx)
     cell = module
-    kinds = (SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell, RNN, Bidirectional)
-    _check_kind(cell, kinds, "to_nnx")
-    flax_cell = _make_like(getattr(nnx, type(cell).__name__), cell)
+    _check_kind(cell, (*CELLS, RNN, Bidirectional), "to_nnx")
+    kind = next(kind for kind in CELLS if isinstance(cell, kind))
+    flax_cell = _make_like(getattr(nnx, kind.__name__), cell)
     w = _unload(cell)
     if isinstance(cell, GRUCell):
         _check_resets_after(cell, "flax.nnx")
@@ -738,10 +739,12 @@ def _unload(cell: Any) -> Weights:
     """A cell's parameters by dotted path, each of the shape that its sizes ask for."""
     source = f"the {type(cell).__name__}"
     flat = nnx.to_flat_state(nnx.state(cell, nnx.Param))
-    weights = {".".join(map(str, path)): _to_numpy(param[...]) for path, param in flat}
+    weights = {".".join(map(str, path)): _to_numpy(param.get_value()) for path, param in flat}
     shapes = _shapes(cell)
     _check_no_other(weights, shapes, source)
-    return {name: _weight(weights, name, shape, source) for name, shape in shapes.items()}
+    weights = {name: _weight(weights, name, shape, source) for name, shape in shapes.items()}
+    _check_weights_say_all(cell, {name.split(".")[0] for name in shapes if "." in name}, source)
+    return weights
 
 
 def _shapes(cell: Any) -> dict[str, tuple[int, ...]]:
@@ -799,6 +802,26 @@ def _check_no_other(weights: Mapping[str, Any], known: Mapping[str, Any], source
         )
 
 
+def _check_weights_say_all(cell: Any, layers: set[str], source: str) -> None:
+    """Raise ValueError for a cell that computes something which its weights do not tell."""
+    kind = next((kind for kind in CELLS if isinstance(cell, kind)), type(cell))
+    for name in ("__call__", "gate"):
+        if hasattr(kind, name) and not issubclass(kind, _defining_class(cell, name)):
+            raise ValueError(
+                f"{source} is a {kind.__name__} with a {name} of its own, which would be lost in a "
+                f"conversion; expected a {kind.__name__}: nnx.update(one, nnx.state(cell)) gives "
+                "one the same weights."
+            )
+    for name in sorted(layers):
+        layer = getattr(cell, name)
+        if type(layer) is not nnx.Linear or layer.dot_general is not jax.lax.dot_general:
+            what = " with a dot_general of its own" if type(layer) is nnx.Linear else ""
+            raise ValueError(
+                f"{name} of {source} is {kind_of(layer)}{what}: what it computes besides its "
+                "kernel and bias would be lost in a conversion; expected a plain nnx.Linear."
+            )
+
+
 def _matrix(weights: Mapping[str, Any], name: str, source: str) -> np.ndarray:
     """Return the weight that tells the sizes of the others."""
     shape = _to_numpy(weights[name]).shape if name in weights else ()
@@ -814,6 +837,11 @@ def _to_numpy(array: Any) -> np.ndarray:
         raise TypeError(
             "a weight is being traced by jit, grad or vmap; expected its numbers: convert outside "
             "of the transformed function, and pass it what the conversion returned."
+        )
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"a weight is {array}, a shape without numbers, as nnx.eval_shape makes it; expected "
+            "numbers: load the weights into the model first."
         )
     shape_of("a weight", array)  # raises for rows of different length
     array = np.asarray(array)

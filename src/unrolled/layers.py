@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol
 
 import jax
@@ -27,8 +28,11 @@ from unrolled._checks import (
     warn,
     whole_number,
 )
-from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, scan_recurrence
+from unrolled.cells import _picklable
+from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, recurrence_of, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
+
+FUNCTIONS = (type, FunctionType, BuiltinFunctionType, jnp.ufunc)
 
 
 class RNNBase(Protocol):
@@ -74,6 +78,10 @@ class RNN(nnx.Module):
     and gradients of a `GRUCell` with 32 units over 100,000 steps of 8 features (float32, one
     sequence) take 45 MB beside inputs and results, three and a half times the states; a cell that
     the fast scan does not know, and Flax's layer, take 144 MB.
+
+    A call outside `jit` is compiled once. Objects that a cell holds are read anew in each call;
+    what a function looks up when it runs, a global or a variable around it, is looked up when it is
+    compiled, as under `jit`.
 
     Batch and time may be left open (`jax.export.symbolic_shape`): one exported program serves all.
 
@@ -177,7 +185,8 @@ class RNN(nnx.Module):
           inputs: shape (*batch, time, *features), any number of batch dimensions. For cells with
             several inputs, a pytree of arrays that share batch and time.
           initial_carry: the carry before the first step; it is broadcast over the batch, so one
-            carry will do for all. None asks the cell's `initialize_carry`.
+            carry will do for all. None asks the cell's `initialize_carry`. An array in it that has
+            no batch, a count of steps for example, belongs to no sequence and heeds no lengths.
           seq_lengths: whole numbers of shape (*batch,), the count of valid steps of each sequence;
             None if all are. Inside `jit` lengths out of range are clamped; elsewhere an error.
           return_carry, time_major, reverse, keep_order: override the layer's options.
@@ -301,13 +310,17 @@ def _scan_cell(
     time_axis = 0 if time_major else num_batch_dims
     num_steps = jax.tree.leaves(inputs)[0].shape[time_axis]
 
+    def batched(array):
+        return array.shape[:num_batch_dims] == seq_lengths.shape
+
     def flip(sequence):
         return flip_sequences(sequence, seq_lengths, num_batch_dims, time_major)
 
     mask = None
     if seq_lengths is not None:
         mask = sequence_mask(seq_lengths, num_steps, time_major=time_major)  # (*batch, time)
-        inputs = jax.tree.map(lambda x: mask_padding(x, mask), inputs)  # NaN in padding ends here
+        # NaN in padding ends here; random keys hold none.
+        inputs = jax.tree.map(lambda x: x if _is_key(x) else mask_padding(x, mask), inputs)
 
     def step_cell(variables, carry, x):
         variables = jax.tree.map(lambda array: array, variables)  # copies: a step may write to them
@@ -341,6 +354,13 @@ def _scan_cell(
     writes, carry_after, output = _try_one_step(
         step_cell, first, initial_carry, _first_slice(inputs, time_axis)
     )
+    for leaf in jax.tree.leaves(output):
+        if len(leaf.shape) < num_batch_dims:
+            raise ValueError(
+                f"a step returns an output of shape {leaf.shape}; expected (*batch, *features) "
+                f"with {num_batch_dims} batch {'axis' if num_batch_dims == 1 else 'axes'}. What "
+                "has no batch can stay in the carry."
+            )
     carry_before = _settle_carry(initial_carry, carry_after)
 
     cell = nnx.merge(graphdef, nnx.from_flat_state(list(zip(paths, variables))))
@@ -377,8 +397,11 @@ def _scan_cell(
         new_carry = jax.tree.map(lambda new, old: new.astype(old.dtype), new_carry, carry)
         if seq_lengths is not None:
             valid = t < seq_lengths  # (*batch,)
+            # What has no batch, such as a count of steps or one key, belongs to no sequence.
             new_carry = jax.tree.map(
-                lambda new, old: mask_padding(new, valid, old), new_carry, carry
+                lambda new, old: mask_padding(new, valid, old) if batched(new) else new,
+                new_carry,
+                carry,
             )
             output = jax.tree.map(lambda y: mask_padding(y, valid), output)
         written = [now[index] for index in sliced]
@@ -387,7 +410,7 @@ def _scan_cell(
     (carry, carried_after), (outputs, sliced_after) = jax.lax.scan(
         step,
         (carry_before, [variables[index] for index in carried]),
-        (jnp.arange(num_steps), inputs, [variables[index] for index in sliced]),
+        (jnp.arange(num_steps, dtype=jnp.int32), inputs, [variables[index] for index in sliced]),
         unroll=unroll,
     )
     outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), outputs)  # (*batch, time, ...)
@@ -410,11 +433,20 @@ def _lasts(graphdef: Any) -> bool:
         hash(graphdef)
     except TypeError:
         return False
-    values = [getattr(attribute, "value", None) for _, attribute in graphdef.attributes]
-    return all(
-        value is None or callable(value) or type(value).__hash__ is not object.__hash__
-        for value in values
-    )
+    return all(_stays(getattr(attribute, "value", None)) for _, attribute in graphdef.attributes)
+
+
+def _stays(value: Any) -> bool:
+    """Whether a value that equals itself is unchanged, as far as a look at it can tell."""
+    if isinstance(value, tuple):
+        return all(map(_stays, value))
+    if isinstance(value, MethodType):
+        return _stays(value.__self__)
+    if isinstance(value, partial):
+        return all(map(_stays, (value.func, *value.args, *value.keywords.values())))
+    if value is None or isinstance(value, FUNCTIONS) or hasattr(value, "__wrapped__"):
+        return True
+    return type(value).__hash__ not in (None, object.__hash__)
 
 
 def _try_one_step(
@@ -436,7 +468,7 @@ def _try_one_step(
 
 def _fast_recurrence(cell: Any, carry: Any) -> Recurrence | None:
     """What the fast scan needs to know of a cell; None if only the general scan can run it."""
-    recurrence = cell.recurrence() if hasattr(cell, "recurrence") else None
+    recurrence = recurrence_of(cell)
     if recurrence is None or not TRANSPOSABLE:
         return None
     uses = gate_uses(
@@ -469,6 +501,10 @@ def _settle_carry(initial: Any, after: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(after), settled)
 
 
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
 def _move_axis(tree: Any, source: int, destination: int) -> Any:
     return jax.tree.map(lambda array: jnp.moveaxis(array, source, destination), tree)
 
@@ -485,8 +521,7 @@ def _first_slice(tree: Any, axis: int = 0) -> Any:
 
 def _check_one_array(inputs: Any, cell: Any) -> None:
     """Raise TypeError for a list of inputs, if the cell is known to read one array."""
-    recurrence = getattr(cell, "recurrence", None)
-    if isinstance(inputs, (list, tuple)) and recurrence and recurrence() is not None:
+    if isinstance(inputs, (list, tuple)) and recurrence_of(cell) is not None:
         raise TypeError(
             f"inputs is {kind_of(inputs)}; expected one array of shape (*batch, time, *features). "
             "jnp.stack joins sequences of one length and pad_sequences those of several; "
@@ -688,6 +723,10 @@ class Bidirectional(nnx.Module):
                 lambda y: flip_sequences(y, seq_lengths, num_batch_dims, time_major), outputs
             )
         return ((forward_carry, backward_carry), outputs) if return_carry else outputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle a jitted merge_fn such as `jnp.add` by its public name."""
+        return {name: _picklable(value) for name, value in super().__getstate__().items()}
 
     def _merge(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
         try:

@@ -19,6 +19,7 @@ scan in `unrolled.layers`, with the same results.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -209,8 +210,9 @@ def _make_plan(
     if uses is None:
         raise ValueError(
             "the gate mixes the numbers of an array, as a softmax or a mean over the units does, "
-            "or holds arrays of its own; expected one that treats every number by itself. RNN runs "
-            "such a cell if it has no method `recurrence`."
+            "holds arrays or a jax.custom_vjp of its own, or counts in whole numbers; expected one "
+            "that treats every number by itself. RNN runs such a cell if it has no method "
+            "`recurrence`."
         )
     mesh = jax.sharding.get_abstract_mesh()
     spread = jax.device_count() > 1 if mesh.empty else mesh.size > 1
@@ -333,6 +335,7 @@ def _tangents(
     where the derivatives and the drive, which holds the tangents of inputs and weights, are
     computed for all steps of the chunk before the loop.
     """
+    weights, weight_tangents = map(_over_steps, (weights, weight_tangents))
     before = _before(plan, carry, states)
     projected, recurrent = products or (
         _project(plan, weights, inputs),
@@ -372,6 +375,7 @@ def _tangents(
             by_part, by_gate, rest = row
             _, given = _source(plan, index, tangents, new)
             tangent = _add(_weighted(by_part, given), _weighted(by_gate, recurrent), rest)
+            tangent = jnp.zeros_like(tangents[index]) if tangent is None else tangent
             new = (*new, tangent.astype(tangents[index].dtype))
         return new, new[-1]
 
@@ -471,6 +475,12 @@ def _multiply(plan: _Plan, array: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum(f"...fb,...f{gate}h->...{gate}hb", array, kernel)
 
 
+def _over_steps(weights: _Joined) -> _Joined:
+    """Give the biases an axis for the steps of a chunk."""
+    rows = jax.tree.map(lambda bias: bias[None], (weights.biases, weights.recurrent_biases))
+    return weights._replace(biases=rows[0], recurrent_biases=rows[1])
+
+
 def _add(*terms: jax.Array | None) -> jax.Array | None:
     """Add what is not None."""
     total = None
@@ -500,7 +510,9 @@ def _before(plan: _Plan, carry: Carry, after: Sequence[jax.Array]) -> Carry:
 
 
 def _scan_steps(plan: _Plan, step: Callable[..., Any], carry: Any, scanned: Any) -> Any:
-    return jax.lax.scan(step, carry, scanned, reverse=plan.reverse, unroll=plan.unroll)
+    return jax.lax.scan(
+        step, carry, scanned, length=plan.steps, reverse=plan.reverse, unroll=plan.unroll
+    )
 
 
 def _scan_chunks(plan: _Plan, function: Callable[..., Any], carry: Any, chunks: Any) -> Any:
@@ -550,7 +562,9 @@ def gate_uses(
 
     Returns:
       For each part of the carry, the places in `(*carry, *projected, *recurrent)` on which it
-      depends; None if the gate mixes numbers in different places, or holds arrays of its own.
+      depends; None if the gate or a derivative of its own mixes numbers in different places, if it
+      holds arrays or a backward pass (`jax.custom_vjp`) of its own, or if a part of the carry is of
+      whole numbers.
 
     Example:
       >>> def gate(carry, projected, recurrent):
@@ -561,12 +575,46 @@ def gate_uses(
     """
     shapes = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in carry]
     gates = [shapes[-1]] * num_gates
-    program = jax.make_jaxpr(gate)(tuple(shapes), tuple(gates), tuple(gates))
+    arguments = tuple(shapes), tuple(gates), tuple(gates)
+    program = jax.make_jaxpr(gate)(*arguments)
     places = [frozenset([place]) for place in range(len(program.jaxpr.invars))]
-    if program.consts:
+    if program.consts or not all(jnp.issubdtype(part.dtype, jnp.floating) for part in carry):
         return None
     uses = _follow(program.jaxpr, places)
-    return None if uses is None else tuple(uses)
+    if uses is None or "custom_jvp" not in str(program):
+        return None if uses is None else tuple(uses)
+    # A derivative of one's own may mix what the function itself does not.
+    program = jax.make_jaxpr(lambda *a: jax.jvp(gate, a, a))(*arguments)
+    if program.consts or _follow(program.jaxpr, places) is None:
+        return None
+    return tuple(uses)
+
+
+def recurrence_of(cell: Any) -> Recurrence | None:
+    """Ask a cell what the fast scan needs to know of it.
+
+    Args:
+      cell: any object.
+
+    Returns:
+      What its method `recurrence` returns; None if by that name it means something else than a
+      method without arguments that returns a `Recurrence` or None.
+
+    Example:
+      >>> from flax import nnx
+      >>> from unrolled.cells import GRUCell
+      >>> type(recurrence_of(GRUCell(3, 4, rngs=nnx.Rngs(0)))).__name__
+      'Recurrence'
+      >>> recurrence_of(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0))) is None
+      True
+    """
+    method = getattr(type(cell), "recurrence", None)
+    try:
+        inspect.signature(method).bind(cell)
+    except TypeError:  # no such method, or one that wants more than a cell
+        return None
+    recurrence = cell.recurrence()
+    return recurrence if isinstance(recurrence, Recurrence) else None
 
 
 def _follow(program: Any, places: list[frozenset[int]]) -> list[frozenset[int]] | None:
@@ -580,7 +628,11 @@ def _follow(program: Any, places: list[frozenset[int]]) -> list[frozenset[int]] 
     for equation in program.eqns:
         arguments = list(map(read, equation.invars))
         inner = list(_inner_programs(equation))
-        if inner and len(inner[0].invars) == len(arguments):
+        if equation.primitive.name.startswith("custom_vjp"):
+            results = None  # its backward pass may clip or mix what comes in
+        elif any(hasattr(given, "val") and given.aval.shape for given in equation.invars):
+            results = None  # an array of the gate's own, which a jaxpr may hold as a literal
+        elif inner and len(inner[0].invars) == len(arguments):
             results = _follow(inner[0], arguments)
         elif equation.primitive.name in ELEMENTWISE and _same_places(equation):
             results = [frozenset().union(*arguments)] * len(equation.outvars)

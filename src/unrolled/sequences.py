@@ -108,11 +108,12 @@ def sequence_mask(
                 "while the program is traced: pass num_steps=inputs.shape[time_axis]."
             )
         num_steps = int(lengths.max(initial=0))
-    steps = jnp.arange(num_steps)  # (time,)
-    if time_major:
-        steps = steps.reshape((num_steps,) + (1,) * lengths.ndim)  # (time, 1, ...)
-        return steps < lengths  # (time, *batch)
-    return steps < lengths[..., None]  # (*batch, time)
+    time_axis = 0 if time_major else lengths.ndim
+    lengths = jnp.expand_dims(lengths, time_axis)  # (1, *batch) or (*batch, 1)
+    steps = jnp.arange(num_steps, dtype=jnp.int32).reshape(
+        [num_steps if axis == time_axis else 1 for axis in range(lengths.ndim)]
+    )
+    return steps < lengths  # (time, *batch) or (*batch, time)
 
 
 def mask_padding(inputs: jax.Array, mask: jax.Array, fill: Any = 0) -> jax.Array:
@@ -213,7 +214,7 @@ def flip_sequences(
     batch_shape = inputs.shape[first_batch_axis : first_batch_axis + num_batch_dims]
     lengths = check_seq_lengths(seq_lengths, batch_shape, num_steps)
     lengths = jnp.expand_dims(lengths, time_axis)  # (*batch, 1) or (1, *batch)
-    steps = jnp.arange(num_steps).reshape(
+    steps = jnp.arange(num_steps, dtype=jnp.int32).reshape(
         [num_steps if axis == time_axis else 1 for axis in range(num_batch_dims + 1)]
     )  # time, broadcast over the batch
     source = jnp.where(steps < lengths, lengths - 1 - steps, steps)  # (*batch, time)
