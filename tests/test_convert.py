@@ -529,7 +529,9 @@ def test_a_cell_that_computes_more_than_its_weights_say_is_not_exported(export):
         def __call__(self, inputs):
             return 2 * super().__call__(inputs)
 
-    with pytest.raises(ValueError, match=r"the Louder is a GRUCell with a gate of its own, which"):
+    with pytest.raises(
+        ValueError, match=r"the Louder has a gate of its own, which .* package's GRUCell"
+    ):
         export(make(Louder, **options))
     cell = make(GRUCell, **options)
     cell.dense_i = Doubling(IN, 3 * HIDDEN, rngs=nnx.Rngs(0))
@@ -539,6 +541,11 @@ def test_a_cell_that_computes_more_than_its_weights_say_is_not_exported(export):
     cell.dense_h.dot_general = lambda *args, **kwargs: 2 * jax.lax.dot_general(*args, **kwargs)
     with pytest.raises(ValueError, match=r"dense_h .* is a Linear with a dot_general of its own"):
         export(cell)
+    for name in ("dtype", "preferred_element_type"):
+        cell = make(GRUCell, **options)
+        setattr(cell.dense_h, name, jnp.bfloat16)
+        with pytest.raises(ValueError, match=rf"dense_h .* is a Linear with a {name} of its own"):
+            export(cell)
     abstract = nnx.eval_shape(lambda: make(GRUCell, **options))
     with pytest.raises(TypeError, match=r"a shape without numbers, as nnx.eval_shape makes it"):
         export(abstract)
@@ -551,6 +558,73 @@ def test_a_cell_that_computes_more_than_its_weights_say_is_not_exported(export):
     )
     for ours, expected in zip(jax.tree.leaves(kept), jax.tree.leaves(usual), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("export", [*EXPORTS, convert.to_optimized_lstm])
+def test_an_lstm_that_reads_its_memory_otherwise_is_not_exported(export):
+    class Linear(LSTMCell):
+        def read(self, memory, projected, recurrent):
+            return memory[0]
+
+    with pytest.raises(
+        ValueError, match=r"the Linear has a read of its own, which .* package's LSTMCell"
+    ):
+        export(make(Linear))
+
+
+def test_a_first_state_that_others_do_not_have_is_named():
+    ones = nnx.initializers.ones_init()
+    rnn = RNN(make(GRUCell, carry_init=ones))
+    for export, library in ((convert.to_torch, "torch"), (convert.to_keras, "Keras")):
+        with pytest.raises(ValueError, match=f"has a carry_init, and {library} begins with zeros"):
+            export(rnn)
+        export(rnn.cell)  # a cell gets its state in every call
+        export(RNN(make(GRUCell, carry_init=nnx.initializers.zeros_init())))
+
+
+def test_a_stack_of_two_nonlinearities_does_not_go_to_torch():
+    layers = [
+        RNN(SimpleCell(HIDDEN, HIDDEN, activation_fn=activation, rngs=nnx.Rngs(0)))
+        for activation in (nnx.tanh, nnx.relu)
+    ]
+    with pytest.raises(ValueError, match="has one nonlinearity for all its layers"):
+        convert.to_torch(StackedRNN(layers))
+    with pytest.raises(ValueError, match="has one nonlinearity for all its layers"):
+        convert.to_torch(Bidirectional(*layers))
+    assert convert.to_torch(StackedRNN([layers[1], layers[1]]))
+
+
+def test_a_keras_bidirectional_that_begins_at_the_end_is_named():
+    keras = import_module("keras")
+    layers = [
+        keras.layers.GRU(HIDDEN, return_sequences=True, go_backwards=backwards)
+        for backwards in (True, False)
+    ]
+    pair = keras.layers.Bidirectional(layers[0], backward_layer=layers[1])
+    pair(inputs(2, 5, IN))
+    with pytest.raises(ValueError, match=r"the first layer .* has go_backwards=True; expected"):
+        convert.from_keras(pair)
+
+
+def test_tied_directions_stay_tied():
+    theirs = nnx.GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0))
+    ours = convert.from_nnx(nnx.Bidirectional(nnx.RNN(theirs), nnx.RNN(theirs)))
+    assert ours.forward_rnn.cell is ours.backward_rnn.cell
+    again = convert.to_nnx(ours)
+    assert again.forward_rnn.cell is again.backward_rnn.cell
+    apart = convert.from_nnx(
+        nnx.Bidirectional(nnx.RNN(theirs), nnx.RNN(nnx.GRUCell(IN, HIDDEN, rngs=nnx.Rngs(0))))
+    )
+    assert apart.forward_rnn.cell is not apart.backward_rnn.cell
+
+
+def test_torch_weights_in_half_precision():
+    torch = import_module("torch")
+    module = torch.nn.GRU(IN, HIDDEN, batch_first=True)
+    half = convert.from_torch(module.bfloat16())
+    assert half.cell.dense_i.kernel.dtype == jnp.bfloat16
+    x = inputs(2, 5, IN)
+    close(half(x), convert.from_torch(module.float())(x), tolerance=1e-2)
 
 
 def test_a_product_of_ones_own_is_not_taken_from_flax():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import pickle
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -989,18 +992,53 @@ class Steep:
         return self(x)
 
 
+class Wrapping(Steep):
+    """It looks like the function that it wraps."""
+
+    def __init__(self):
+        functools.update_wrapper(self, jnp.tanh)
+
+
+@pytest.mark.filterwarnings("ignore:Variable hooks are deprecated")
+def test_a_changed_hook_of_a_variable_is_noticed():
+    class Scale:
+        by = 2.0
+
+        def __call__(self, variable, value):
+            return self.by * value
+
+    scale, x = Scale(), make_inputs(2, 4, IN)
+    rnn = RNN(make_cell(kernel_metadata={"on_get_value": scale}))
+    before = rnn(x)
+    scale.by = 1.0
+    close(rnn(x), RNN(make_cell())(x))
+    assert np.abs(before - rnn(x)).max() > 1e-3
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """It cannot change, but what it holds can."""
+
+    steep: Steep
+
+    def __call__(self, x):
+        return self.steep(x)
+
+
 @pytest.mark.parametrize(
     "as_activation",
     [
         lambda steep: steep,
+        Frozen,
         lambda steep: steep.method,
         lambda steep: partial(steep),
         lambda steep: partial(lambda x, f: f(x), f=steep),
     ],
-    ids=["object", "method", "partial", "keyword"],
+    ids=["object", "frozen", "method", "partial", "keyword"],
 )
-def test_a_changed_activation_is_noticed(as_activation):
-    steep, x = Steep(), make_inputs(2, 4, IN)
+@pytest.mark.parametrize("kind", [Steep, Wrapping])
+def test_a_changed_activation_is_noticed(as_activation, kind):
+    steep, x = kind(), make_inputs(2, 4, IN)
     rnn = RNN(make_cell(activation_fn=as_activation(steep)))
     before = rnn(x)
     steep.slope = 1.0
@@ -1054,6 +1092,55 @@ def test_an_output_without_batch_is_named():
         ):
             RNN(Mean())(make_inputs(2, 4, IN), **options)
     assert RNN(Mean())(make_inputs(4, IN)).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    "as_carry", [OrderedDict, lambda **parts: namedtuple("State", list(parts))(**parts)]
+)
+def test_carries_in_another_order_are_named(as_carry):
+    class Turned(RNNCellBase):
+        def __call__(self, carry, inputs):
+            carry = carry if isinstance(carry, dict) else carry._asdict()
+            return as_carry(c=carry["c"] + 1, h=carry["h"] + inputs), carry["h"]
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return as_carry(h=jnp.zeros(input_shape), c=jnp.ones(input_shape))
+
+    with pytest.raises(ValueError, match=r"in the order h, c, but a step returns .* c, h; exp"):
+        RNN(Turned())(make_inputs(2, 4, IN))
+
+
+def test_random_keys_may_come_out_beside_lengths():
+    class Splitting(RNNCellBase):
+        def __call__(self, carry, inputs):
+            carry, drawn = jax.random.split(carry)
+            return carry, jax.random.split(drawn, inputs.shape[0])
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return jax.random.key(0)
+
+    x = make_inputs(2, 4, IN)
+    assert (RNN(Splitting())(x, seq_lengths=[4, 2]) == RNN(Splitting())(x)).all()
+
+
+def test_a_learned_carry_of_a_cell_without_feature_axes():
+    class Embedding(RNNCellBase):
+        num_feature_axes = 0
+
+        def __init__(self):
+            self.table = nnx.Embed(5, HIDDEN, rngs=nnx.Rngs(0))
+
+        def __call__(self, carry, inputs):
+            carry = carry + self.table(inputs)
+            return carry, carry
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return jnp.zeros((*input_shape, HIDDEN))
+
+    ids = jnp.array([[1, 2, 3], [4, 0, 1]])
+    learned = LearnedCarry(Embedding(), input_shape=())
+    assert learned.initialize_carry((2,)).shape == (2, HIDDEN)
+    close(RNN(learned)(ids), RNN(Embedding())(ids))
 
 
 def test_random_keys_may_be_inputs_beside_lengths():

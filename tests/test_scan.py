@@ -345,6 +345,14 @@ clipped.defvjp(lambda x: (x, None), lambda _, given: (jnp.clip(given, -1e-3, 1e-
 
 
 @jax.custom_jvp
+def straight_through(hard, soft):
+    return hard
+
+
+straight_through.defjvp(lambda x, tangents: (x[0], tangents[1]))
+
+
+@jax.custom_jvp
 def normalised(x):
     return x
 
@@ -366,6 +374,109 @@ def test_a_derivative_of_ones_own_is_used(kind, own, small_chunks):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
     apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), actual, other)
     assert max(jax.tree.leaves(apart)) > 1e-2
+
+
+def running_sum(x):
+    return jax.lax.scan(lambda c, u: (c + u, c + u), jnp.zeros(x.shape[1:]), jnp.tanh(x))[1]
+
+
+def a_few_steps(x):
+    start = jnp.zeros_like(x), jnp.zeros_like(x)
+    return jax.lax.fori_loop(0, 3, lambda i, ab: (ab[1], 0.9 * jnp.tanh(x)), start)[0]
+
+
+GATES_OF_ONE_SHAPE = {
+    "width": lambda x: jnp.tanh(x) / x.shape[-1] ** 0.5,
+    "batch": lambda x: jnp.tanh(x) / x.shape[0],
+    "size": lambda x: jnp.tanh(x) * x.size**-0.5,
+    "axes": lambda x: jnp.tanh(x) / (1 + x.ndim),
+    "vmap": lambda x: jax.vmap(lambda s: jax.lax.cond(s.sum() > 0, jnp.sin, jnp.tanh, s))(x),
+    "scan": running_sum,
+    "loop": a_few_steps,
+    "array in jit": jax.jit(lambda x: jnp.tanh(x) * np.linspace(0.1, 1, x.size).reshape(x.shape)),
+}
+
+
+@pytest.mark.parametrize("activation", GATES_OF_ONE_SHAPE)
+@pytest.mark.parametrize("batch", [(3,), (), (2, 2), (20,)])
+def test_an_activation_that_looks_at_shapes_or_loops_runs_by_the_plain_scan(activation, batch):
+    cell = make_cell("simple", activation_fn=GATES_OF_ONE_SHAPE[activation])
+    x = jax.random.normal(jax.random.key(1), (*batch, 6, IN))
+
+    def loss(cell, x):
+        return (RNN(cell)(x) ** 2).sum()
+
+    actual, expected = (jax.value_and_grad(partial(loss, one))(x) for one in (cell, plain(cell)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), actual, expected)
+
+
+def test_a_derivative_by_what_the_value_ignores_is_used():
+    class Binary(SimpleCell):
+        def gate(self, carry, projected, recurrent):
+            soft = jnp.tanh(projected[0] + recurrent[0])
+            return (straight_through(jnp.sign(projected[0]), soft),)
+
+    cell = Binary(IN, HIDDEN, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (3, 7, IN))
+    weights = jnp.arange(1.0, 1 + HIDDEN)
+    actual, expected = (
+        jax.grad(lambda x, one=one: (RNN(one)(x) * weights).sum())(x) for one in (cell, plain(cell))
+    )
+    assert float(jnp.abs(expected).max()) > 0.1
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_the_fast_scan
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("lengths", [None, [7, 2]])
+def test_a_function_that_is_not_defined_everywhere_meets_no_invented_step(
+    kind, lengths, small_chunks
+):
+    cell = CELLS[kind](IN, HIDDEN, activation_fn=jnp.sqrt, rngs=nnx.Rngs(0))
+    for path, param in nnx.to_flat_state(nnx.state(cell, nnx.Param)):
+        if path[-1] == "kernel":  # what is summed is negative where the input is zero
+            recurrent = path[0] in ("dense_h", "hi", "hf", "hg", "ho")
+            value = -0.05 * jnp.eye(*param.shape) if recurrent else jnp.ones(param.shape)
+            getattr(cell, path[0]).kernel.set_value(value)
+    x = 1 + jax.random.uniform(jax.random.key(1), (2, 7, IN))
+
+    def gradient(cell, x):
+        return jax.grad(lambda x: RNN(cell)(x, seq_lengths=lengths)[:, :2].sum())(x)
+
+    actual = gradient(cell, x)
+    expected = jnp.stack([gradient_of_one(cell, row, n) for row, n in zip(x, lengths or [7, 7])])
+    assert jnp.isfinite(expected).all()
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def gradient_of_one(cell, x, length):
+    """By a loop over the valid steps, of the sum of the first two outputs."""
+
+    def loss(x):
+        carry, outputs = cell.initialize_carry((IN,)), []
+        for x_t in x[:length]:
+            carry, output = cell(carry, x_t)
+            outputs.append(output)
+        return sum(outputs[:2]).sum()
+
+    return jax.grad(loss)(x)
+
+
+@pytest.mark.parametrize("kind", [LSTMCell, OptimizedLSTMCell])
+@pytest.mark.parametrize("dtype", [jnp.int8, bool])
+def test_whole_numbers_are_multiplied_as_floats(kind, dtype):
+    cell = kind(IN, HIDDEN, rngs=nnx.Rngs(0))
+    for name in ("ii", "if_", "ig", "io", "dense_i"):
+        if hasattr(cell, name):
+            kernel = getattr(cell, name).kernel
+            draws = np.random.default_rng(0).integers(-100, 100, kernel.shape)
+            kernel.set_value(jnp.asarray(draws, dtype))
+    x = jnp.asarray(np.random.default_rng(1).integers(-100, 100, (2, 5, IN)), dtype)
+    carry, outputs = cell.initialize_carry((2, IN)), []
+    for t in range(5):
+        carry, output = cell(carry, x[:, t])
+        outputs.append(output)
+    np.testing.assert_allclose(RNN(cell)(x), jnp.stack(outputs, 1), rtol=1e-5, atol=1e-6)
 
 
 @needs_the_fast_scan
@@ -404,7 +515,7 @@ def test_a_gate_with_whole_numbers_or_arrays_of_its_own_is_refused():
     def counting(carry, projected, recurrent):
         return carry[0] + 1, jnp.tanh(projected[0] + recurrent[0])
 
-    with pytest.raises(ValueError, match="or counts in whole numbers"):
+    with pytest.raises(ValueError, match="counts in whole numbers, or"):
         scan_recurrence(Recurrence(counting, weights), (count, h), x)
     scales = np.linspace(0.5, 1, 6, dtype=np.float32).reshape(2, 3)
     for as_literals in (False, True):  # a jaxpr may hold an array in either way

@@ -1170,7 +1170,7 @@ class LearnedCarry(RNNCellBase):
         check_shape("LearnedCarry: input_shape", input_shape)
         if carry_init is not None:
             return self.cell.initialize_carry(input_shape, rngs, carry_init)
-        batch_shape = tuple(input_shape[: -self.num_feature_axes])
+        batch_shape = tuple(input_shape[: len(input_shape) - self.num_feature_axes])
 
         def repeat(part):
             return jnp.broadcast_to(part, batch_shape + part.shape)

@@ -273,7 +273,7 @@ def to_torch(layer: Any) -> Weights:
     """
     if isinstance(layer, CELLS):
         return _cell_to_torch(layer, "")
-    state = {}
+    state, activations = {}, set()
     for index, one in enumerate(layer.layers if isinstance(layer, StackedRNN) else [layer]):
         _check_kind(one, (RNN, Bidirectional), "to_torch")
         if isinstance(one, RNN) and one.reverse:
@@ -285,6 +285,13 @@ def to_torch(layer: Any) -> Weights:
             _check_merge(one, CONCATENATES, "torch")
         for rnn, direction in zip(_directions(one, "to_torch"), ("", "_reverse")):
             state |= _cell_to_torch(rnn.cell, f"_l{index}{direction}")
+            _check_begins_with_zeros(rnn.cell, "torch")
+            activations.add(rnn.cell.activation_fn)
+    if len(activations) > 1:
+        raise ValueError(
+            "some of the layers have tanh and others relu, and a module of torch has one "
+            "nonlinearity for all its layers; expected one: convert them one by one."
+        )
     return state
 
 
@@ -383,6 +390,11 @@ def from_keras(layer: Any) -> Any:
                 f"the Keras layer has merge_mode={layer.merge_mode!r}; expected one of "
                 f"{', '.join(map(repr, merges))}. Give Bidirectional a merge_fn for others."
             )
+        if getattr(layer.forward_layer, "go_backwards", False):
+            raise ValueError(
+                "the first layer of the Keras Bidirectional has go_backwards=True; expected that "
+                "the first reads forwards and the second backwards."
+            )
         merge_fn = merges[layer.merge_mode]
         # Bidirectional reverses the second layer itself, so only the cells are taken over.
         rnns = [RNN(from_keras(part).cell) for part in (layer.forward_layer, layer.backward_layer)]
@@ -458,6 +470,8 @@ def to_keras(layer: Any) -> list[np.ndarray]:
         return [array for rnn in _directions(layer, "to_keras") for array in to_keras(rnn)]
     cell = layer.cell if isinstance(layer, RNN) else layer
     _check_kind(cell, CELLS, "to_keras")
+    if isinstance(layer, RNN):
+        _check_begins_with_zeros(cell, "Keras")
     w = _unload(cell)
     if isinstance(cell, LSTMCell):
         w = _fuse_lstm(w)
@@ -590,7 +604,8 @@ def to_linen(cell: Any) -> dict[str, dict[str, jax.Array]]:
       cell: a SimpleCell, a GRUCell with reset_after, an LSTMCell or an OptimizedLSTMCell.
 
     Returns:
-      A nested dict for `linen_cell.apply({"params": ...}, carry, inputs)`.
+      A nested dict for `linen_cell.apply({"params": ...}, carry, inputs)`, where `linen_cell` was
+      made with the options of `cell`, such as its activations.
 
     Raises:
       TypeError: a cell of another kind.
@@ -721,6 +736,8 @@ def _rebuild(module: Any, rnn: Any, bidirectional: Any, convert: Callable[[Any],
     shared = {name: getattr(module, name) for name in ("time_major", "return_carry")}
     if hasattr(module, "forward_rnn"):
         rnns = (convert(module.forward_rnn), convert(module.backward_rnn))
+        if module.forward_rnn.cell is module.backward_rnn.cell:
+            rnns[1].cell = rnns[0].cell  # tied weights stay tied
         return bidirectional(*rnns, merge_fn=module.merge_fn, **shared)
     names = ("reverse", "keep_order", "unroll", "state_axes", "broadcast_rngs")
     options = {name: getattr(module, name) for name in names}
@@ -805,17 +822,23 @@ def _check_no_other(weights: Mapping[str, Any], known: Mapping[str, Any], source
 def _check_weights_say_all(cell: Any, layers: set[str], source: str) -> None:
     """Raise ValueError for a cell that computes something which its weights do not tell."""
     kind = next((kind for kind in CELLS if isinstance(cell, kind)), type(cell))
-    for name in ("__call__", "gate"):
+    for name in ("__call__", "gate", "read"):
         if hasattr(kind, name) and not issubclass(kind, _defining_class(cell, name)):
             raise ValueError(
-                f"{source} is a {kind.__name__} with a {name} of its own, which would be lost in a "
-                f"conversion; expected a {kind.__name__}: nnx.update(one, nnx.state(cell)) gives "
-                "one the same weights."
+                f"{source} has a {name} of its own, which would be lost in a conversion; expected "
+                f"the package's {kind.__name__}: nnx.update(one, nnx.state(cell)) gives one the "
+                "same weights."
             )
     for name in sorted(layers):
         layer = getattr(cell, name)
-        if type(layer) is not nnx.Linear or layer.dot_general is not jax.lax.dot_general:
-            what = " with a dot_general of its own" if type(layer) is nnx.Linear else ""
+        usual = {
+            "dot_general": jax.lax.dot_general,
+            "preferred_element_type": None,
+            "dtype": cell.dtype,
+        }
+        own = [name for name, value in usual.items() if getattr(layer, name, value) != value]
+        if type(layer) is not nnx.Linear or own:
+            what = f" with a {own[0]} of its own" if own else ""
             raise ValueError(
                 f"{name} of {source} is {kind_of(layer)}{what}: what it computes besides its "
                 "kernel and bias would be lost in a conversion; expected a plain nnx.Linear."
@@ -833,6 +856,8 @@ def _matrix(weights: Mapping[str, Any], name: str, source: str) -> np.ndarray:
 def _to_numpy(array: Any) -> np.ndarray:
     if hasattr(array, "detach"):  # a torch tensor
         array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":  # which NumPy does not know
+            return np.asarray(array.float()).astype(jnp.bfloat16)
     if isinstance(array, jax.core.Tracer):
         raise TypeError(
             "a weight is being traced by jit, grad or vmap; expected its numbers: convert outside "
@@ -883,6 +908,14 @@ def _check_resets_after(cell: GRUCell, target: str) -> None:
         raise ValueError(
             f"the cell has reset_after=False, and {target} resets after the matrix product; "
             "expected a GRUCell(reset_after=True). In general no weights make the two equal."
+        )
+
+
+def _check_begins_with_zeros(cell: Any, target: str) -> None:
+    if cell.carry_init not in (None, jax.nn.initializers.zeros):
+        raise ValueError(
+            f"the {type(cell).__name__} has a carry_init, and {target} begins with zeros; expected "
+            "None: give that layer its initial state in the call."
         )
 
 

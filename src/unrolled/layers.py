@@ -8,6 +8,7 @@ that hold random streams or state of their own (chapters 8 to 10).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -32,7 +33,17 @@ from unrolled.cells import _picklable
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, recurrence_of, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
-FUNCTIONS = (type, FunctionType, BuiltinFunctionType, jnp.ufunc)
+JITTED = type(jax.jit(abs))
+FUNCTIONS = (
+    type(None),
+    type,
+    FunctionType,
+    BuiltinFunctionType,
+    JITTED,
+    jnp.ufunc,
+    jax.custom_jvp,
+    jax.custom_vjp,
+)
 
 
 class RNNBase(Protocol):
@@ -81,7 +92,7 @@ class RNN(nnx.Module):
 
     A call outside `jit` is compiled once. Objects that a cell holds are read anew in each call;
     what a function looks up when it runs, a global or a variable around it, is looked up when it is
-    compiled, as under `jit`.
+    compiled, and attributes are compared by `==`, as under `nnx.jit`.
 
     Batch and time may be left open (`jax.export.symbolic_shape`): one exported program serves all.
 
@@ -185,8 +196,9 @@ class RNN(nnx.Module):
           inputs: shape (*batch, time, *features), any number of batch dimensions. For cells with
             several inputs, a pytree of arrays that share batch and time.
           initial_carry: the carry before the first step; it is broadcast over the batch, so one
-            carry will do for all. None asks the cell's `initialize_carry`. An array in it that has
-            no batch, a count of steps for example, belongs to no sequence and heeds no lengths.
+            carry will do for all. None asks the cell's `initialize_carry`. An array in it whose
+            first axes are not those of the batch, a count of steps for example, belongs to no
+            sequence and heeds no lengths.
           seq_lengths: whole numbers of shape (*batch,), the count of valid steps of each sequence;
             None if all are. Inside `jit` lengths out of range are clamped; elsewhere an error.
           return_carry, time_major, reverse, keep_order: override the layer's options.
@@ -222,7 +234,7 @@ class RNN(nnx.Module):
 
         with self._shared_streams():
             graphdef, paths, axes, variables = self._split_cell()
-            scan_cell = _scan_cell if _lasts(graphdef) else _scan_cell.__wrapped__
+            scan_cell = _scan_cell if _lasts(graphdef, variables) else _scan_cell.__wrapped__
             carry, outputs, written = scan_cell(
                 variables,
                 initial_carry,
@@ -403,7 +415,7 @@ def _scan_cell(
                 new_carry,
                 carry,
             )
-            output = jax.tree.map(lambda y: mask_padding(y, valid), output)
+            output = jax.tree.map(lambda y: y if _is_key(y) else mask_padding(y, valid), output)
         written = [now[index] for index in sliced]
         return (new_carry, [now[index] for index in carried]), (output, written)
 
@@ -423,29 +435,40 @@ def _scan_cell(
     return carry, outputs, written
 
 
-def _lasts(graphdef: Any) -> bool:
+def _lasts(graphdef: Any, variables: list[Any]) -> bool:
     """Whether a program compiled for a cell of this structure will do in the next call.
 
-    The cell's plain attributes are part of the program, which is found again by comparing them. A
-    list cannot be kept for that, and an object without an `__eq__` equals itself after a change.
+    The cell's plain attributes and the metadata of its variables are part of the program, which is
+    found again by comparing them. A list cannot be kept for that, and an object without an `__eq__`
+    equals itself after a change.
     """
     try:
         hash(graphdef)
     except TypeError:
         return False
-    return all(_stays(getattr(attribute, "value", None)) for _, attribute in graphdef.attributes)
+    held = [getattr(attribute, "value", None) for _, attribute in graphdef.attributes]
+    for variable in variables:
+        held += variable.get_metadata().values() if isinstance(variable, nnx.Variable) else ()
+    return all(map(_stays, held))
 
 
 def _stays(value: Any) -> bool:
     """Whether a value that equals itself is unchanged, as far as a look at it can tell."""
+    if isinstance(value, FUNCTIONS):
+        return True
     if isinstance(value, tuple):
         return all(map(_stays, value))
     if isinstance(value, MethodType):
         return _stays(value.__self__)
     if isinstance(value, partial):
         return all(map(_stays, (value.func, *value.args, *value.keywords.values())))
-    if value is None or isinstance(value, FUNCTIONS) or hasattr(value, "__wrapped__"):
-        return True
+    if dataclasses.is_dataclass(value):
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return _has_equality(value) and all(map(_stays, fields))
+    return _has_equality(value)
+
+
+def _has_equality(value: Any) -> bool:
     return type(value).__hash__ not in (None, object.__hash__)
 
 
@@ -479,6 +502,12 @@ def _fast_recurrence(cell: Any, carry: Any) -> Recurrence | None:
 
 def _settle_carry(initial: Any, after: Any) -> Any:
     """Give the initial carry the structure, shapes and common dtypes of a carry after one step."""
+    names, wanted_names = ([name for name, _ in _with_names(tree)] for tree in (initial, after))
+    if names != wanted_names and sorted(names) == sorted(wanted_names):
+        raise ValueError(
+            f"the initial carry has its arrays in the order {', '.join(names)}, but a step returns "
+            f"them as {', '.join(wanted_names)}; expected one order."
+        )
     leaves, wanted = jax.tree.leaves(initial), jax.tree.leaves(after)
     if len(leaves) != len(wanted):
         raise ValueError(
@@ -499,6 +528,12 @@ def _settle_carry(initial: Any, after: Any) -> Any:
             leaf = leaf.astype(jnp.promote_types(leaf.dtype, want.dtype))
         settled.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(after), settled)
+
+
+def _with_names(tree: Any) -> list[tuple[str, Any]]:
+    """Each array of a tree with the path that leads to it."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True), leaf) for path, leaf in leaves]
 
 
 def _is_key(array: Any) -> bool:

@@ -109,6 +109,7 @@ class _Plan(NamedTuple):
     gate: Callable[[Carry, Gates, Gates], Carry]
     read: Callable[[Carry, Gates, Gates], Carry] | None  # the same from new parts, but for h
     uses: tuple[frozenset[int], ...]  # what each part of the new carry depends on
+    tame: bool  # the gate and its derivatives are finite wherever they are taken
     steps: int  # in a chunk
     axis: int  # of the features: -1, or -2 where the batch comes last
     keep_products: bool  # for the derivative, or compute them again from the states
@@ -210,9 +211,9 @@ def _make_plan(
     if uses is None:
         raise ValueError(
             "the gate mixes the numbers of an array, as a softmax or a mean over the units does, "
-            "holds arrays or a jax.custom_vjp of its own, or counts in whole numbers; expected one "
-            "that treats every number by itself. RNN runs such a cell if it has no method "
-            "`recurrence`."
+            "looks at their shape, counts in whole numbers, or holds arrays, a loop or a "
+            "jax.custom_vjp of its own; expected one that treats every number by itself. RNN runs "
+            "such a cell if it has no method `recurrence`."
         )
     mesh = jax.sharding.get_abstract_mesh()
     spread = jax.device_count() > 1 if mesh.empty else mesh.size > 1
@@ -227,7 +228,10 @@ def _make_plan(
     axis = -2 if size < VECTOR_SIZE <= hidden.size // size else -1
     num_products = 2 * num_gates * num_steps * hidden.size
     keep_products = any(size >= least and num_products <= room for least, room in KEPT)
-    return _Plan(recurrence.gate, read, uses, steps, axis, keep_products, spread, reverse, unroll)
+    tame = all(_is_tame(f, carry, num_gates) for f in (recurrence.gate, read) if f)
+    return _Plan(
+        recurrence.gate, read, uses, tame, steps, axis, keep_products, spread, reverse, unroll
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -414,17 +418,21 @@ def _derivatives(
     A number depends only on the numbers in its own place, so one backward pass with ones gives all
     derivatives of a part, for all steps at once.
     """
-    table = []
+    table, inside = [], valid if plan.tame else None
     for index in range(len(carry)):
         gate, given = _source(plan, index, carry, after)
 
         def part(given, projected, recurrent, index=index, gate=gate):
-            return _advance(gate, weights, given, projected, recurrent, valid)[index]
+            return _advance(gate, weights, given, projected, recurrent, inside)[index]
 
         value, pullback = jax.vjp(part, given, tuple(projected), tuple(recurrent))
         derivatives = jax.tree.leaves(pullback(jnp.ones_like(value)))
-        used = plan.uses[index] | (set() if valid is None else {index})
-        table.append([d if place in used else None for place, d in enumerate(derivatives)])
+        used = plan.uses[index] | (set() if inside is None else {index})
+        row = [d if place in used else None for place, d in enumerate(derivatives)]
+        if valid is not inside:  # where a step is not valid, a derivative may be NaN
+            row = [None if d is None else jnp.where(valid, d, 0) for d in row]
+            row[index] = _add(row[index], jnp.where(valid, jnp.zeros_like(value), 1))
+        table.append(row)
     first, second = len(carry), len(carry) + len(projected)
     columns = slice(0, first), slice(first, second), slice(second, None)
     return tuple([row[column] for row in table] for column in columns)
@@ -535,9 +543,9 @@ def _promote(recurrence: Recurrence, carry: Carry, inputs: jax.Array) -> Weights
     """Give each side's parameters the dtype in which it is multiplied."""
     kernels, biases, recurrent_kernels, recurrent_biases = recurrence.weights
     given = [array for array in (inputs, *kernels, *biases) if array is not None]
-    dtype = recurrence.dtype or jnp.result_type(*given)
+    dtype = recurrence.dtype or _inexact_type(given)
     given = [a for a in (carry[-1], *recurrent_kernels, *recurrent_biases) if a is not None]
-    recurrent_dtype = recurrence.dtype or jnp.result_type(*given)
+    recurrent_dtype = recurrence.dtype or _inexact_type(given)
 
     def cast(arrays, dtype):
         return tuple(None if array is None else array.astype(dtype) for array in arrays)
@@ -548,6 +556,12 @@ def _promote(recurrence: Recurrence, carry: Carry, inputs: jax.Array) -> Weights
         cast(recurrent_kernels, recurrent_dtype),
         cast(recurrent_biases, recurrent_dtype),
     )
+
+
+def _inexact_type(arrays: Sequence[jax.Array]) -> Any:
+    """The common dtype of arrays; of whole numbers that of floats, as `nnx.Linear` has it."""
+    dtype = jnp.result_type(*arrays)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(jnp.float32, dtype)
 
 
 def gate_uses(
@@ -562,9 +576,9 @@ def gate_uses(
 
     Returns:
       For each part of the carry, the places in `(*carry, *projected, *recurrent)` on which it
-      depends; None if the gate or a derivative of its own mixes numbers in different places, if it
-      holds arrays or a backward pass (`jax.custom_vjp`) of its own, or if a part of the carry is of
-      whole numbers.
+      depends, or its derivatives do; None if the gate or a derivative of its own mixes numbers in
+      different places, if it looks at the shape of what it gets, if it holds arrays, a loop or a
+      backward pass (`jax.custom_vjp`) of its own, or if a part of the carry is of whole numbers.
 
     Example:
       >>> def gate(carry, projected, recurrent):
@@ -573,21 +587,55 @@ def gate_uses(
       [[1, 2]]
       >>> gate_uses(lambda carry, x, h: (jax.nn.softmax(x[0] + h[0]),), (jnp.zeros(4),), 1)
     """
-    shapes = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in carry]
-    gates = [shapes[-1]] * num_gates
-    arguments = tuple(shapes), tuple(gates), tuple(gates)
-    program = jax.make_jaxpr(gate)(*arguments)
+    if not all(jnp.issubdtype(part.dtype, jnp.floating) for part in carry):
+        return None
+    program, shape = _trace(gate, carry, num_gates), carry[-1].shape
     places = [frozenset([place]) for place in range(len(program.jaxpr.invars))]
-    if program.consts or not all(jnp.issubdtype(part.dtype, jnp.floating) for part in carry):
+    uses = None if program.consts else _follow(program.jaxpr, places)
+    if uses is None:
         return None
-    uses = _follow(program.jaxpr, places)
-    if uses is None or "custom_jvp" not in str(program):
-        return None if uses is None else tuple(uses)
-    # A derivative of one's own may mix what the function itself does not.
-    program = jax.make_jaxpr(lambda *a: jax.jvp(gate, a, a))(*arguments)
-    if program.consts or _follow(program.jaxpr, places) is None:
+    # The fast scan lays its arrays out in other shapes, with more axes or fewer, than one step has.
+    other = max(shape, default=0) + 2, *(size + 1 for size in shape)
+    try:
+        same = _without_shapes(_trace(gate, carry, num_gates, other)) == _without_shapes(program)
+    except Exception:  # of any kind: the gate is the user's, and made for the shape of a step
         return None
-    return tuple(uses)
+    if not same or "custom_jvp" not in str(program):
+        return tuple(uses) if same else None
+    # A derivative of one's own may use, and mix, what the function itself does not.
+    program = _trace(lambda *given: jax.jvp(gate, given, given), carry, num_gates)
+    both = None if program.consts else _follow(program.jaxpr, places)
+    return both and tuple(map(frozenset.union, both[: len(uses)], both[len(uses) :]))
+
+
+def _trace(
+    function: Callable[..., Any], carry: Carry, num_gates: int, shape: tuple[int, ...] | None = None
+) -> Any:
+    """The jaxpr of a gate, for arrays of the carry's shape or of another."""
+    shape = carry[-1].shape if shape is None else shape
+    parts = tuple(jax.ShapeDtypeStruct(shape, part.dtype) for part in carry)
+    gates = (parts[-1],) * num_gates
+    return jax.make_jaxpr(function)(parts, gates, gates)
+
+
+def _is_tame(gate: Callable[..., Any], carry: Carry, num_gates: int) -> bool:
+    """Whether the operations of a gate have finite derivatives at all numbers."""
+    return all(name in TAME for name in _operations(_trace(gate, carry, num_gates).jaxpr))
+
+
+def _operations(program: Any) -> Iterator[str]:
+    for equation in program.eqns:
+        name = equation.primitive.name
+        if name in ("jit", "pjit"):
+            yield from _operations(equation.params["jaxpr"].jaxpr)
+        else:
+            yield name
+
+
+def _without_shapes(program: Any) -> str:
+    text = program.pretty_print(use_color=False)
+    text = re.sub(r"\[[\d,]*\]|(broadcast_dimensions|shape)=\([\d, ]*\)", "", text)
+    return "".join(text.split())
 
 
 def recurrence_of(cell: Any) -> Recurrence | None:
@@ -626,15 +674,13 @@ def _follow(program: Any, places: list[frozenset[int]]) -> list[frozenset[int]] 
         return frozenset() if is_literal else known.get(variable, frozenset())
 
     for equation in program.eqns:
-        arguments = list(map(read, equation.invars))
-        inner = list(_inner_programs(equation))
-        if equation.primitive.name.startswith("custom_vjp"):
-            results = None  # its backward pass may clip or mix what comes in
-        elif any(hasattr(given, "val") and given.aval.shape for given in equation.invars):
-            results = None  # an array of the gate's own, which a jaxpr may hold as a literal
-        elif inner and len(inner[0].invars) == len(arguments):
-            results = _follow(inner[0], arguments)
-        elif equation.primitive.name in ELEMENTWISE and _same_places(equation):
+        arguments, name = list(map(read, equation.invars)), equation.primitive.name
+        if _holds_arrays(equation):
+            results = None
+        elif name in CALLS:
+            called = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
+            results = _follow(getattr(called, "jaxpr", called), arguments)
+        elif name in ELEMENTWISE and _same_places(equation):
             results = [frozenset().union(*arguments)] * len(equation.outvars)
         else:
             results = None
@@ -644,11 +690,10 @@ def _follow(program: Any, places: list[frozenset[int]]) -> list[frozenset[int]] 
     return list(map(read, program.outvars))
 
 
-def _inner_programs(equation: Any) -> Iterator[Any]:
-    """The jaxpr of an operation that calls one, such as a jitted function."""
-    for value in (equation.params.get(name) for name in ("jaxpr", "call_jaxpr")):
-        if value is not None:
-            yield getattr(value, "jaxpr", value)
+def _holds_arrays(equation: Any) -> bool:
+    """Whether an operation uses an array that is no argument of the program."""
+    literals = any(hasattr(given, "val") and given.aval.shape for given in equation.invars)
+    return literals or any(getattr(value, "consts", ()) for value in equation.params.values())
 
 
 def _same_places(equation: Any) -> bool:
@@ -656,6 +701,7 @@ def _same_places(equation: Any) -> bool:
     return len(shapes - {()}) <= 1
 
 
+CALLS = frozenset({"checkpoint", "closed_call", "custom_jvp_call", "jit", "pjit", "remat2"})
 ELEMENTWISE = frozenset(
     re.findall(
         r"\w+",
@@ -665,6 +711,16 @@ ELEMENTWISE = frozenset(
         integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow
         reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan
         tanh xor
+        """,
+    )
+)
+TAME = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy cos eq erf floor
+        ge gt is_finite le logistic lt max min mul ne neg not or round select_n sign sin square
+        stop_gradient sub tanh xor
         """,
     )
 )
