@@ -502,7 +502,7 @@ def _fast_recurrence(cell: Any, carry: Any) -> Recurrence | None:
 
 def _settle_carry(initial: Any, after: Any) -> Any:
     """Give the initial carry the structure, shapes and common dtypes of a carry after one step."""
-    names, wanted_names = ([name for name, _ in _with_names(tree)] for tree in (initial, after))
+    names, wanted_names = _names(initial), _names(after)
     if names != wanted_names and sorted(names) == sorted(wanted_names):
         raise ValueError(
             f"the initial carry has its arrays in the order {', '.join(names)}, but a step returns "
@@ -530,10 +530,10 @@ def _settle_carry(initial: Any, after: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(after), settled)
 
 
-def _with_names(tree: Any) -> list[tuple[str, Any]]:
-    """Each array of a tree with the path that leads to it."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True), leaf) for path, leaf in leaves]
+def _names(tree: Any) -> list[str]:
+    """The paths to the arrays of a tree, in its order."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
 
 
 def _is_key(array: Any) -> bool:
