@@ -226,9 +226,10 @@ def test_a_carry_with_names_must_have_those_of_the_cell(kind):
     same = namedtuple("State", ["c", "h"])(c, h)
     assert (cell(same, x)[1] == expected[1]).all()
     other = namedtuple("State", ["hidden", "cell"])(h, c)
-    with pytest.raises(ValueError, match=r"the carry is a State; expected the pair \(c, h\)"):
+    expected = r"the carry is a State with the names hidden, cell; expected the pair \(c, h\)"
+    with pytest.raises(ValueError, match=expected):
         cell(other, x)
-    with pytest.raises(ValueError, match=r"the carry is a State; expected the pair \(c, h\)"):
+    with pytest.raises(ValueError, match=expected):
         RNN(cell)(x[:, None], initial_carry=other)
 
 

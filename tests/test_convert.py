@@ -530,7 +530,7 @@ def test_a_cell_that_computes_more_than_its_weights_say_is_not_exported(export):
             return 2 * super().__call__(inputs)
 
     with pytest.raises(
-        ValueError, match=r"the Louder has a gate of its own, which .* package's GRUCell"
+        ValueError, match=r"the Louder has its own gate, which .* package's GRUCell"
     ):
         export(make(Louder, **options))
     cell = make(GRUCell, **options)
@@ -567,7 +567,7 @@ def test_an_lstm_that_reads_its_memory_otherwise_is_not_exported(export):
             return memory[0]
 
     with pytest.raises(
-        ValueError, match=r"the Linear has a read of its own, which .* package's LSTMCell"
+        ValueError, match=r"the Linear has its own read, which .* package's LSTMCell"
     ):
         export(make(Linear))
 
@@ -579,6 +579,13 @@ def test_a_first_state_that_others_do_not_have_is_named():
         with pytest.raises(ValueError, match=f"has a carry_init, and {library} begins with zeros"):
             export(rnn)
         export(rnn.cell)  # a cell gets its state in every call
+
+        class Beginning(GRUCell):
+            def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+                return jnp.ones((*input_shape[:-1], self.hidden_features))
+
+        with pytest.raises(ValueError, match=r"has its own initialize_carry"):
+            export(RNN(make(Beginning)))
         export(RNN(make(GRUCell, carry_init=nnx.initializers.zeros_init())))
 
 

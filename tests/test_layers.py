@@ -7,7 +7,7 @@ import functools
 import itertools
 import pickle
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -1020,9 +1020,20 @@ class Frozen:
     """It cannot change, but what it holds can."""
 
     steep: Steep
+    cache: object = field(init=False, compare=False)  # not there before it is needed
 
     def __call__(self, x):
         return self.steep(x)
+
+
+@dataclass(frozen=True)
+class FrozenSet:
+    """The same for a set."""
+
+    steeps: frozenset
+
+    def __call__(self, x):
+        return sum(steep(x) for steep in self.steeps)
 
 
 @pytest.mark.parametrize(
@@ -1030,11 +1041,12 @@ class Frozen:
     [
         lambda steep: steep,
         Frozen,
+        lambda steep: FrozenSet(frozenset([steep])),
         lambda steep: steep.method,
         lambda steep: partial(steep),
         lambda steep: partial(lambda x, f: f(x), f=steep),
     ],
-    ids=["object", "frozen", "method", "partial", "keyword"],
+    ids=["object", "frozen", "set", "method", "partial", "keyword"],
 )
 @pytest.mark.parametrize("kind", [Steep, Wrapping])
 def test_a_changed_activation_is_noticed(as_activation, kind):
@@ -1092,6 +1104,26 @@ def test_an_output_without_batch_is_named():
         ):
             RNN(Mean())(make_inputs(2, 4, IN), **options)
     assert RNN(Mean())(make_inputs(4, IN)).shape == (4,)
+    assert RNN(Mean(), time_major=True)(make_inputs(4, 2, IN)).shape == (4,)
+
+
+def test_a_batch_that_is_not_in_front_is_named():
+    class Layers(RNNCellBase):
+        """Two layers, whose states are stacked before the batch."""
+
+        def __call__(self, carry, inputs):
+            carry = carry + jnp.stack([inputs, 2 * inputs])
+            return carry, carry[1]
+
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return jnp.zeros((2, *input_shape))
+
+    x = make_inputs(3, 4, IN)
+    assert RNN(Layers())(x).shape == x.shape
+    with pytest.raises(
+        ValueError, match=r"array of shape \(2, 3, 2\); expected the batch \(3,\) in"
+    ):
+        RNN(Layers())(x, seq_lengths=[4, 0, 2])
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,15 @@ def normalised(x):
 normalised.defjvp(lambda x, tangent: (x[0], tangent[0] * (1 + x[0].mean())))
 
 
-@pytest.mark.parametrize("own", [clipped, normalised])
+@jax.custom_jvp
+def by_its_size(x):
+    return x
+
+
+by_its_size.defjvp(lambda x, tangent: (x[0], tangent[0] / x[0].size))
+
+
+@pytest.mark.parametrize("own", [clipped, normalised, by_its_size])
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_derivative_of_ones_own_is_used(kind, own, small_chunks):
     cell = make_cell(kind, activation_fn=lambda x: jnp.tanh(own(x)))
@@ -447,6 +455,35 @@ def test_a_function_that_is_not_defined_everywhere_meets_no_invented_step(
     expected = jnp.stack([gradient_of_one(cell, row, n) for row, n in zip(x, lengths or [7, 7])])
     assert jnp.isfinite(expected).all()
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_the_fast_scan
+@pytest.mark.parametrize("reverse", [False, True])
+def test_second_derivatives_meet_no_invented_step(reverse):
+    def activation(x):
+        return jnp.tanh(jnp.sqrt(x - 1))
+
+    inputs = 1 + jax.random.uniform(jax.random.key(0), (2, 129, 2))
+
+    def curvature(kind):
+        ones = nnx.initializers.constant(1.0)
+        small = nnx.initializers.constant(0.01)
+        options = {"kernel_init": ones, "recurrent_kernel_init": small}
+
+        def loss(bias):
+            cell = kind(2, 3, activation_fn=activation, rngs=nnx.Rngs(0), **options)
+            cell.dense_i.bias[...] = bias
+            return (RNN(cell, reverse=reverse)(inputs) ** 2).mean()
+
+        return jax.grad(lambda bias: (jax.grad(loss)(bias) ** 2).sum())(jnp.zeros(3))
+
+    class General(SimpleCell):
+        def recurrence(self):
+            return None
+
+    expected = curvature(General)
+    assert jnp.isfinite(expected).all()
+    np.testing.assert_allclose(curvature(SimpleCell), expected, rtol=1e-4)
 
 
 def gradient_of_one(cell, x, length):

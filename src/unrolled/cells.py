@@ -470,9 +470,11 @@ class _FeatureCell(RNNCellBase):
         mend = f"cell.initialize_carry({shape}) makes a fitting one."
         names = self.carry_names
         is_pair = isinstance(carry, (tuple, list)) and len(carry) == len(names)
-        if len(names) > 1 and not (is_pair and getattr(carry, "_fields", names) == names):
+        given = getattr(carry, "_fields", names)
+        if len(names) > 1 and not (is_pair and given == names):
+            named = "" if given == names else f" with the names {', '.join(given)}"
             raise ValueError(
-                f"{name}: the carry is {kind_of(carry)}; expected the pair "
+                f"{name}: the carry is {kind_of(carry)}{named}; expected the pair "
                 f"({', '.join(names)}), each of shape {wanted}; {mend}"
             )
         for part_name, part in zip(names, carry if len(names) > 1 else (carry,)):

@@ -822,10 +822,10 @@ def _check_no_other(weights: Mapping[str, Any], known: Mapping[str, Any], source
 def _check_weights_say_all(cell: Any, layers: set[str], source: str) -> None:
     """Raise ValueError for a cell that computes something which its weights do not tell."""
     kind = next((kind for kind in CELLS if isinstance(cell, kind)), type(cell))
-    for name in ("__call__", "gate", "read"):
+    for name in ("__call__", "gate", "read", "initialize_carry"):
         if hasattr(kind, name) and not issubclass(kind, _defining_class(cell, name)):
             raise ValueError(
-                f"{source} has a {name} of its own, which would be lost in a conversion; expected "
+                f"{source} has its own {name}, which would be lost in a conversion; expected "
                 f"the package's {kind.__name__}: nnx.update(one, nnx.state(cell)) gives one the "
                 "same weights."
             )

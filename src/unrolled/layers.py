@@ -33,16 +33,18 @@ from unrolled.cells import _picklable
 from unrolled.scan import TRANSPOSABLE, Recurrence, gate_uses, recurrence_of, scan_recurrence
 from unrolled.sequences import check_seq_lengths, flip_sequences, mask_padding, sequence_mask
 
-JITTED = type(jax.jit(abs))
-FUNCTIONS = (
+# What equals nothing but itself, and does not change.
+UNCHANGING = (
     type(None),
     type,
     FunctionType,
     BuiltinFunctionType,
-    JITTED,
+    type(jax.jit(abs)),
+    type(nnx.jit(abs)),
     jnp.ufunc,
     jax.custom_jvp,
     jax.custom_vjp,
+    jax.sharding.Mesh,
 )
 
 
@@ -323,7 +325,15 @@ def _scan_cell(
     num_steps = jax.tree.leaves(inputs)[0].shape[time_axis]
 
     def batched(array):
-        return array.shape[:num_batch_dims] == seq_lengths.shape
+        shape, batch = array.shape, seq_lengths.shape
+        starts = range(len(shape) - len(batch) + 1)
+        places = [i for i in starts if shape[i : i + len(batch)] == batch]
+        if places and 0 not in places:
+            raise ValueError(
+                f"the carry has an array of shape {shape}; expected the batch {batch} in "
+                "front, where sequences have lengths."
+            )
+        return 0 in places
 
     def flip(sequence):
         return flip_sequences(sequence, seq_lengths, num_batch_dims, time_major)
@@ -367,7 +377,7 @@ def _scan_cell(
         step_cell, first, initial_carry, _first_slice(inputs, time_axis)
     )
     for leaf in jax.tree.leaves(output):
-        if len(leaf.shape) < num_batch_dims:
+        if len(leaf.shape) < (time_axis if seq_lengths is None else num_batch_dims):
             raise ValueError(
                 f"a step returns an output of shape {leaf.shape}; expected (*batch, *features) "
                 f"with {num_batch_dims} batch {'axis' if num_batch_dims == 1 else 'axes'}. What "
@@ -454,16 +464,16 @@ def _lasts(graphdef: Any, variables: list[Any]) -> bool:
 
 def _stays(value: Any) -> bool:
     """Whether a value that equals itself is unchanged, as far as a look at it can tell."""
-    if isinstance(value, FUNCTIONS):
+    if isinstance(value, UNCHANGING):
         return True
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, frozenset)):
         return all(map(_stays, value))
     if isinstance(value, MethodType):
         return _stays(value.__self__)
     if isinstance(value, partial):
         return all(map(_stays, (value.func, *value.args, *value.keywords.values())))
     if dataclasses.is_dataclass(value):
-        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        fields = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
         return _has_equality(value) and all(map(_stays, fields))
     return _has_equality(value)
 

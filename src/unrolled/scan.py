@@ -177,7 +177,9 @@ def scan_recurrence(
     if valid is not None:
         valid = valid.reshape(num_steps, batch, 1)
     if padding:
-        inputs, valid = (jnp.pad(a, [(0, padding), (0, 0), (0, 0)]) for a in (inputs, valid))
+        widths = [(0, padding), (0, 0), (0, 0)]
+        # Invented steps read the last input again: where that is defined, they are.
+        inputs, valid = jnp.pad(inputs, widths, mode="edge"), jnp.pad(valid, widths)
     biases, recurrent_biases = jax.tree.map(
         lambda bias: bias[None], (weights.biases, weights.recurrent_biases)
     )
@@ -594,18 +596,25 @@ def gate_uses(
     uses = None if program.consts else _follow(program.jaxpr, places)
     if uses is None:
         return None
+    if "custom_jvp" in str(program):
+        # A derivative of one's own may use, and mix, what the function itself does not.
+        values = gate
+
+        def gate(*given):
+            return jax.jvp(values, given, given)
+
+        program = _trace(gate, carry, num_gates)
+        both = None if program.consts else _follow(program.jaxpr, places)
+        if both is None:
+            return None
+        uses = map(frozenset.union, both[: len(uses)], both[len(uses) :])
     # The fast scan lays its arrays out in other shapes, with more axes or fewer, than one step has.
     other = max(shape, default=0) + 2, *(size + 1 for size in shape)
     try:
         same = _without_shapes(_trace(gate, carry, num_gates, other)) == _without_shapes(program)
     except Exception:  # of any kind: the gate is the user's, and made for the shape of a step
         return None
-    if not same or "custom_jvp" not in str(program):
-        return tuple(uses) if same else None
-    # A derivative of one's own may use, and mix, what the function itself does not.
-    program = _trace(lambda *given: jax.jvp(gate, given, given), carry, num_gates)
-    both = None if program.consts else _follow(program.jaxpr, places)
-    return both and tuple(map(frozenset.union, both[: len(uses)], both[len(uses) :]))
+    return tuple(uses) if same else None
 
 
 def _trace(
