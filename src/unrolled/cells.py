@@ -445,7 +445,7 @@ class _FeatureCell(RNNCellBase):
             type(layer) is nnx.Linear
             and layer.dtype == self.dtype
             and layer.precision is None
-            and getattr(layer, "preferred_element_type", None) is None
+            and layer.preferred_element_type is None
             and layer.promote_dtype is default_promote_dtype
             and layer.dot_general is jax.lax.dot_general
         )
