@@ -149,7 +149,7 @@ MUTANTS += [
     Mutant(SCAN, "over devices: gates in another order", "return tuple(jnp.moveaxis(product, plan.axis - 1, 0))", "return tuple(jnp.moveaxis(product, plan.axis - 1, 0))[::-1]"),
     Mutant(SCAN, "over devices: gradients summed in every chunk", "room, most = SPREAD_SIZE, num_steps", "pass"),
     Mutant(SCAN, "over devices: the batch is fetched whole", "if plan.axis == -1 and plan.spread:", "if plan.axis == -1 and kernel.ndim == 3:"),
-    Mutant(SCAN, "a gate that mixes units is taken", "    if uses is None:\n        return None\n    if \"custom", "    if uses is None:\n        return (frozenset(range(len(places))),) * len(carry)\n    if \"custom"),
+    Mutant(SCAN, "a gate that mixes units is taken", "    if uses is None:\n        return None\n    traced", "    if uses is None:\n        return (frozenset(range(len(places))),) * len(carry)\n    traced"),
     Mutant(LAYERS, "Bidirectional: both layers read forwards", "reverse=not reverse, **run", "reverse=bool(reverse), **run"),
     Mutant(LAYERS, "Bidirectional: backward outputs in reversed time", '            "keep_order": True,\n', '            "keep_order": False,\n'),
     Mutant(LAYERS, "Bidirectional: directions merged the wrong way round", "self._merge, forward_outputs, backward_outputs", "self._merge, backward_outputs, forward_outputs"),

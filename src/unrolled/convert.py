@@ -125,6 +125,7 @@ def to_optimized_lstm(cell: LSTMCell) -> OptimizedLSTMCell:
 
     Raises:
       TypeError: something that is not an LSTMCell.
+      ValueError: a cell that computes more than its weights say.
 
     Example:
       >>> cell = LSTMCell(3, 4, rngs=nnx.Rngs(0))
@@ -146,6 +147,7 @@ def to_lstm(cell: OptimizedLSTMCell) -> LSTMCell:
 
     Raises:
       TypeError: something that is not an OptimizedLSTMCell.
+      ValueError: a cell that computes more than its weights say.
 
     Example:
       >>> cell = OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0))
@@ -370,8 +372,8 @@ def from_keras(layer: Any) -> Any:
 
     Raises:
       TypeError: a layer of another kind.
-      ValueError: a layer that is not built yet, or an activation that is not known
-        here or is one's own.
+      ValueError: a layer that is not built yet, an activation that is not known here or is one's
+        own, or a Bidirectional whose first layer reads backwards.
 
     Example, without Keras:
       >>> class SimpleRNN:
@@ -458,8 +460,9 @@ def to_keras(layer: Any) -> list[np.ndarray]:
 
     Raises:
       TypeError: a layer or cell of another kind.
-      ValueError: a SimpleCell with residual, which Keras does not have; a Bidirectional that merges
-        otherwise; a weight that is missing, has the wrong shape, or has no place in Keras.
+      ValueError: a SimpleCell with residual or a first state, which Keras does not have; a
+        Bidirectional that merges otherwise; a weight that is missing, has the wrong shape, or has
+        no place in Keras.
 
     Example:
       >>> [array.shape for array in to_keras(GRUCell(3, 4, rngs=nnx.Rngs(0)))]
@@ -836,7 +839,7 @@ def _check_weights_say_all(cell: Any, layers: set[str], source: str) -> None:
             "preferred_element_type": None,
             "dtype": cell.dtype,
         }
-        own = [name for name, value in usual.items() if getattr(layer, name, value) != value]
+        own = [option for option, v in usual.items() if getattr(layer, option, v) != v]
         if type(layer) is not nnx.Linear or own:
             what = f" with a {own[0]} of its own" if own else ""
             raise ValueError(

@@ -151,8 +151,8 @@ def scan_recurrence(
       step, (time, *batch, hidden), in the order of the inputs.
 
     Raises:
-      ValueError: a gate, or what reads h, that mixes numbers of an array, as a softmax does, or
-        holds arrays.
+      ValueError: a gate, or what reads h, for which `gate_uses` is None: one that mixes numbers of
+        an array, as a softmax does, or holds arrays, for example.
 
     Example:
       >>> from flax import nnx
@@ -596,14 +596,13 @@ def gate_uses(
     uses = None if program.consts else _follow(program.jaxpr, places)
     if uses is None:
         return None
+    traced = gate
     if "custom_jvp" in str(program):
         # A derivative of one's own may use, and mix, what the function itself does not.
-        values = gate
+        def traced(*given):
+            return jax.jvp(gate, given, given)
 
-        def gate(*given):
-            return jax.jvp(values, given, given)
-
-        program = _trace(gate, carry, num_gates)
+        program = _trace(traced, carry, num_gates)
         both = None if program.consts else _follow(program.jaxpr, places)
         if both is None:
             return None
@@ -611,7 +610,7 @@ def gate_uses(
     # The fast scan lays its arrays out in other shapes, with more axes or fewer, than one step has.
     other = max(shape, default=0) + 2, *(size + 1 for size in shape)
     try:
-        same = _without_shapes(_trace(gate, carry, num_gates, other)) == _without_shapes(program)
+        same = _without_shapes(_trace(traced, carry, num_gates, other)) == _without_shapes(program)
     except Exception:  # of any kind: the gate is the user's, and made for the shape of a step
         return None
     return tuple(uses) if same else None
